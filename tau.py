@@ -22569,9 +22569,9 @@ SESSION_SAVED_S = 600.0
 #: What the page sends to log in, a key or a word of `tau open`, and below which path its proxy has it.
 LOGIN = object_schema(dict.fromkeys(("key", "word"), WORD) | {"path": {"type": "string", "pattern": r"/([\w.~%-]+/)*"}})
 #: What it asks for together: operations with their arguments.
-CALL = [{"type": "string"}, {"type": "object", "properties": {"follow": {"enum": [False]}}}]
-CALLS: Json = {"type": "array", "items": {"type": "array", "prefixItems": CALL, "minItems": 2, "maxItems": 2}}
-CALLS = object_schema({"calls": CALLS | {"minItems": 1, "maxItems": 20}}, "calls")
+ARGUMENTS = {"type": "object", "properties": {"follow": {"enum": [False]}}}
+CALL = {"type": "array", "prefixItems": [{"type": "string"}, ARGUMENTS], "minItems": 2, "maxItems": 2}
+BATCHES = object_schema({"calls": {"type": "array", "items": CALL, "minItems": 1, "maxItems": 20}}, "calls")
 
 
 class Foreign(Forbidden, status=(403,)):
@@ -22642,7 +22642,7 @@ class Dashboard:
             )
         ours = {f"https://{host}", f"http{'s' * is_secure}://{host}", f"{public.scheme}://{public.netloc}"}
         said = [value in good for value, good in ((origin, ours), (site, ("same-origin",))) if value]
-        if head.path != "/" and not all(said or [head.method == "GET"]):
+        if (head.path != "/" or head.method == "POST") and not all(said or [head.method == "GET"]):
             raise Foreign("only the page itself may ask this", "set [daemon] public_url if a proxy changes Host")
 
     def use(self, session: Session | None, now: float) -> Session:
@@ -22715,7 +22715,7 @@ class Dashboard:
             return b'{"result":%b}' % outcome
 
         async def answer(message: Any) -> bytes:
-            replies = itertools.starmap(reply, demand(CALLS, message, "it")["calls"])
+            replies = itertools.starmap(reply, demand(BATCHES, message, "it")["calls"])
             answers = b",".join(await peer.together(replies))
             return b'{"answers":[%b],"at":%b}' % (answers, json_bytes(rfc3339(time.time())))
 
