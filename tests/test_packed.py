@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import py_compile
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,11 +18,19 @@ from conftest import PATIENCE_S, REPOSITORY
 Script = Callable[..., "subprocess.Popen[str]"]
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of tau.py with the cache that Python makes of it."""
+    folder = tmp_path_factory.mktemp("compiled")
+    shutil.copy(REPOSITORY / "tau.py", folder)
+    py_compile.compile(str(folder / "tau.py"), doraise=True)
+    return folder
+
+
 @pytest.fixture
-def start(tmp_path: Path) -> Script:
-    """Starts Python with a copy of tau.py, whose cache is its own."""
-    copy = tmp_path / "tau.py"
-    copy.write_bytes((REPOSITORY / "tau.py").read_bytes())
+def start(compiled: Path, tmp_path: Path) -> Script:
+    """Starts Python with such a copy of its own."""
+    shutil.copytree(compiled, tmp_path, dirs_exist_ok=True)
 
     def run(code: str, folder: Path = tmp_path, **environ: str) -> subprocess.Popen[str]:
         given = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
