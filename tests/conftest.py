@@ -102,6 +102,24 @@ def pytest_xdist_auto_num_workers() -> int:
     return 2 * (os.cpu_count() or 1)
 
 
+#: Files whose tests need one Python alone.  What they put to the test is no Python's: the source as text and its
+#: documents; who may do what; the system's shells, disk, memory, service manager and other machines; what a database
+#: keeps.  Syntax, signals, asyncio, sqlite3, tracebacks, audit events, sockets and TLS are tried everywhere.
+ONE_PYTHON = (
+    *("test_backup", "test_bounds", "test_completion", "test_doctor", "test_documents", "test_executors"),
+    *("test_files", "test_hostile", "test_keys", "test_readme", "test_retention", "test_service", "test_settings"),
+    *("test_shape", "test_warehouses", "test_words"),
+    *("test_catalogue", "test_commits", "test_deaths", "test_failing_disk", "test_full_disk", "test_one_writer"),
+    *("test_out_of_memory", "test_power_loss"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in ONE_PYTHON:
+            item.add_marker("one_python")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """A worker has tests that stand together, whose fixtures it makes once; one that has none left takes another's."""
