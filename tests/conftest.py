@@ -429,7 +429,7 @@ def make_home(config: str = "", transport: str = "unix") -> Tau:
 @pytest.fixture(scope="session")
 def shared(request: pytest.FixtureRequest) -> Iterator[Tau]:
     """One daemon for all tests that leave it as they found it, reached in one of the ways there are."""
-    config = "[daemon]\nstop_grace_s = 0.5\nload_timeout_s = 2.0\n"
+    config = "[daemon]\nstop_grace_s = 0.5\nload_timeout_s = 6.0\n"
     yield from started(make_home(config, getattr(request, "param", "unix")))
 
 
