@@ -14,21 +14,22 @@ The file is laid out in the order a request travels.  Calls go down the page, or
                                   33 Agenda   34 Retention   35 Backup   36 Store   37 Questions
                                   38 Database   39 Versions   40 Metrics
                  │ one JSON document a line: jobs over a socket, the trace through a journal file
-    Part V    the run process     41 Fork server   42 Outpost   43 Relay   44 Run process
-                                  45 Control groups   46 Pipeline API   47 Parameters
-                                  48 Assertions   49 Memos   50 Rehearsal   51 Places   52 Web
-                                  53 Warehouses   54 Formats   55 Rows   56 Trace
+    Part V    the run process     41 Fork server   42 Mothers   43 Outpost   44 Relay
+                                  45 Run process   46 Control groups   47 Pipeline API
+                                  48 Parameters   49 Assertions   50 Memos   51 Rehearsal
+                                  52 Places   53 Web   54 Warehouses   55 Formats   56 Rows
+                                  57 Trace
                  │ in the daemon, once a browser asks for it
-    Part VI   the page            57 Page
+    Part VI   the page            58 Page
 
 `tau run hello`, in one read:
   main §9 reads the words with parser_of §10, made from the signature of `run` §15, and calls Client.call §14;
   the line reaches Connection §22, which checks it and calls the operation `run` §15;
   Store §36 makes the run durable and, in the same commit, Scheduler.admit §30 moves it to running;
   ForkServer §41 creates the journal (the permission to start) and forks;
-  run_process §44 loads the deployed file and calls your function with a PipelineContext §46;
-  (on another machine an outpost §42 does that; a relay §43 here feeds the command that leads there;)
-  its records go to the Journal §56; the fork server appends the end record when the process is gone;
+  run_process §46 loads the deployed file and calls your function with a PipelineContext §48;
+  (on another machine an outpost §44 does that; a relay §45 here feeds the command that leads there;)
+  its records go to the Journal §58; the fork server appends the end record when the process is gone;
   Runner §31 reads the journal, `verdict` §31 turns it into an outcome, Store §36 keeps it;
   Feed §32 wakes the waiting `run` §15; Connection §22 answers; main §9 prints and exits 0 or 1.
 """
@@ -141,7 +142,7 @@ if TYPE_CHECKING:
         Sequence,
     )
     from types import CodeType, FrameType, TracebackType
-    from typing import Any, AnyStr, ParamSpec, TypeVar
+    from typing import Any, AnyStr, NoReturn, ParamSpec, TypeVar
 
     import croniter  # type: ignore[import-untyped]
 
@@ -899,7 +900,7 @@ JSON_COLUMNS = frozenset(
     (
         *("params", "result", "error", "options", "data", "fields", "position", "process", "outcome", "ended"),
         *("columns", "state", "command", "upstream", "pipelines", "progress", "secrets"),
-        *("nulls", "places", "seen", "versions", "told", "proof", "blank"),
+        *("nulls", "places", "seen", "versions", "told", "proof", "blank", "imports"),
     )
 )
 
@@ -1149,6 +1150,7 @@ def fingerprint(*parts: str) -> str:
 ROWS = "rows_in:integer? rows_out:integer? columns:line%? nulls:share%? places:place*? blank:line*?"
 PLACE = "file:path? line:integer? code:line?"
 DEATH = "at:time mono:amount exit_code:integer? signal:integer? reason:line? cpu_ms:amount? max_rss_bytes:amount?"
+DEATH += " import_saved_ms:amount?"
 #: Kind of a value → its JSON Schema, or the fields of an object: `name:kind`, which may be null if it ends with `?`,
 #: is a list if it ends with `*`, and an object of such values, by names of the user's, if it ends with `%`.
 VALUES: dict[str, Json | str] = {
@@ -1207,7 +1209,8 @@ VALUES: dict[str, Json | str] = {
     " retry_backoff:amount retry_delay_max:amount? retry_jitter:amount retry_on:line*? queue_timeout:amount?"
     " memory:amount? max_concurrent:count? overlap:overlap misfire:misfire catchup_window:amount jitter:amount"
     " after:pipeline_name* pause_after_failures:count? expect_success_within:amount? executor:line?"
-    " drift:drifts samples:flag expose:flag heal:heals? line:count?",
+    " drift:drifts samples:flag expose:flag heal:heals? warm:flag? imports:imports line:count?",
+    "imports": "modules:line* cold:line?",
     "scan": "missing_imports:line*",
     # What `tau peek` shows.
     "peek": "place:line resource:line? tables:line*? columns:object*? keys:object? row_count:count? counted:line?"
@@ -1934,6 +1937,9 @@ SETTINGS = (
     Setting("daemon", "tls_key", "", "file with the certificate's private key"),
     Setting("daemon", "tls_client_ca", "", "file with the authorities that must have signed a client's certificate"),
     Setting("daemon", "start_method", "fork", "how runs start: fork or spawn", "", "TAU_START_METHOD", enum=STARTS),
+    Setting("daemon", "warm_processes", 6, "how many processes may hold imported libraries for the next runs; 0: none"),
+    Setting("daemon", "warm_idle_s", 900.0, "time after which such a process ends if no run has used it"),
+    Setting("daemon", "warm_bytes", 512 << 20, "memory of its own that all such processes may have"),
     Setting("daemon", "load_timeout_s", 10.0, "time a pipeline file has to load at deploy"),
     Setting("daemon", "build_timeout_s", 600.0, "time to install the dependencies of a pipeline"),
     Setting("daemon", "stop_grace_s", 10.0, "time between asking a run to stop and killing it"),
@@ -5840,6 +5846,7 @@ def show(call: Call, name: PipelineName) -> Json:
         document["options"]["after"] = call.caller.sift(after)
     if document["last_run"]:
         document["lineage"]["reads"] = document["lineage"]["reads"] or "unknown"
+    document["warm"] = call.daemon.runner.starter.warmth(document["options"])
     return document
 
 
@@ -5936,12 +5943,12 @@ async def peek_(
     """
     daemon, names = call.daemon, call.among()
     data = os.path.join(daemon.home, "data")
-    about = {"place": place, "resource": resource, "limit": limit, "profile": profile, "python": None}
+    about = {"place": place, "resource": resource, "limit": limit, "profile": profile, "environment": None}
     job: Json = about | {"kind": "peek", "timeout": PEEK_S, "memory_bytes": PEEK_BYTES, "run_id": "", "version": 0}
     job |= {"pipeline": in_ or "", "attempt": 1, "params": {}, "store": daemon.store.database.path}
     job["data"] = [data] if names is None else [os.path.join(data, name) for name in names]
     if in_ is not None:
-        job["python"] = daemon.venvs.python(call.ask.version(in_, None)["options"].get("environment"))
+        job["environment"] = call.ask.version(in_, None)["options"].get("environment")
         job["directory"] = os.path.join(data, in_)
     else:
         place_of(call, place)  # which is not relative
@@ -6480,6 +6487,7 @@ async def status(call: Call) -> Json:
         "storage": {"free_bytes": disk.f_bavail * disk.f_frsize, "refused_at": daemon.store.database.refused_at},
         "stopping": daemon.stopping,
         "warnings": [*daemon.warnings.values()],
+        "warm": daemon.runner.starter.warm,
         "task_failures": [] if call.caller.patterns else [*daemon.store.metrics.failures.values()],
     }
 
@@ -8175,7 +8183,8 @@ SHAPES = """
         finished_at duration_ms result partial_result?:any waiting? error retry_of:text? retry_at attempts:{attempt
         status started_at finished_at duration_ms error:{kind type message step}? log_lines}* trace:{steps:step*
         checks:checked* metrics:any% progress:progress? drift:drifted* log_lines log_dropped log_tail}
-        resources:{cpu_ms max_rss_bytes exit_code:integer? signal:integer?} source?:{file line deployed_from:text*?
+        resources:{cpu_ms max_rss_bytes exit_code:integer? signal:integer? start:text? import_saved_ms}
+        source?:{file line deployed_from:text*?
         lines:text*}? changed?:changes samples?:{step way rows:object*|text}? incident?:{incident status count
         first_at last_at versions fixed_by fixed_run}? closed_incidents?:text* next held_by cut?:{path bytes get}*
         deduplicated? waited?;
@@ -8221,7 +8230,7 @@ SHAPES = """
     show: name description tags version params schedule:{&timing paused held &coming}? upstream downstream
         options:{&pipeline? environment?:text? origin?:text*} created_at updated_at:time versions:{version
         sha256 entry deployed_at actor}* last_run:{run_id status queued_at finished_at duration_ms}?
-        lineage:{reads:use*|text writes:use*};
+        lineage:{reads:use*|text writes:use*} warm:{state &warm};
     use: place resource version run_id at:time;
     lineage: lineage:{place resource reads:user* writes:user*}* &listed unknown:text*;
     user: pipeline version run_id at:time; code: pipeline version sha256 entry deployed_at files:text* source:text;
@@ -8249,7 +8258,8 @@ SHAPES = """
         pid:integer? run_id?:text? executor?:text}* pipelines:integer runs:integer% queued:integer slots:{total
         used:integer} executors:{command?:any live:integer}% scheduler:{schedules:integer next_at paused}
         start_latency:{count p50_ms p99_ms} missing_secrets connections:integer strangers:integer
-        storage:{free_bytes:integer refused_at:any} stopping warnings:text* task_failures:any*;
+        storage:{free_bytes:integer refused_at:any} stopping warnings:text* warm:{environment:text? state &warm}*
+        task_failures:any*; warm: imports:text* why:text? import_ms memory_bytes:integer? pid:integer?;
     watch: at:time daemon:{version:text pipelines:integer open_incidents:integer} runs:integer% paused live:{run_id
         pipeline status attempt queued_at started_at retry_at progress:progress? elapsed_ms held_by}* ended:{run_id
         pipeline status attempt queued_at started_at finished_at duration_ms error:{&failure? kind}?}*
@@ -10344,7 +10354,13 @@ def case_for_agent(call: Call, incident: str, with_data: bool) -> Json:
 async def ask_agent(call: Call, asked: Json, healing: Json) -> Json:
     """Runs the agent's command in a process of its own, and returns its answer.  BadRequest if that is none."""
     environ = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", *healing["env"]) if name in os.environ}
-    job: Json = {"kind": "agent", "command": healing["command"], "environ": environ, "asked": asked, "python": None}
+    job: Json = {
+        "kind": "agent",
+        "command": healing["command"],
+        "environ": environ,
+        "asked": asked,
+        "environment": None,
+    }
     job["timeout"] = healing["time_s"]
     outcome = await call.daemon.runner.load(os.devnull, "agent", job, call.actor)
     if outcome.error is not None:
@@ -10413,7 +10429,9 @@ def describe(
             "log_tail": [message_of(line) for line in fold(tail)[-LOG_SHOWN:]],
         },
         "held_by": held_by(call, run_id),
-        "resources": {key: ended.get(key) for key in ("cpu_ms", "max_rss_bytes", "exit_code", "signal")},
+        "resources": {key: ended.get(key) for key in ("cpu_ms", "max_rss_bytes", "exit_code", "signal")}
+        | {"start": ("warm" if "import_saved_ms" in ended else "cold") if ended else None}
+        | {"import_saved_ms": ended.get("import_saved_ms")},
     }
     if run["status"] != "success" and run["result"] is not None:  # it returned after it was asked to stop
         document |= {"result": None, "partial_result": run["result"]}
@@ -11058,7 +11076,7 @@ class Deployment:
         job, entry = {**self.trial, "kind": "rehearse"}, pipeline["entry"]
         job |= {"pipeline": pipeline["name"], "function": pipeline["function"], "memory_bytes": pipeline["memory"]}
         job["timeout"] = pipeline["timeout"] or job["timeout"]
-        job |= {"python": self.daemon.venvs.python(self.venvs.get(entry)), **(given or {})}
+        job |= {"environment": self.venvs.get(entry), **(given or {})}
         load = self.daemon.runner.load
         done: list[Json] = []
         for _ in range(times):
@@ -11123,7 +11141,7 @@ class Deployment:
 
     async def ask(self, entry: str, job: Json) -> Any:
         """Loads an entry, or scans all files, in a process; returns its result or raises LoadFailed."""
-        job["python"] = self.daemon.venvs.python(self.venvs.get(entry))
+        job["environment"] = self.venvs.get(entry)
         if self.trial:
             job["rehearsal"] = self.trial["rehearsal"] | {"data": os.path.join(self.folder, "data")}
         outcome = await self.daemon.runner.load(self.folder, entry, job, self.caller.name)
@@ -11281,7 +11299,12 @@ def compare_deployed(before: Json, now: Json) -> Json:
 
     def declared(version: Json) -> Json:
         # An older Tau knew fewer options.  A file that has moved makes no new version.
-        options = now["options"] | version["options"] | {"entry": version["entry"], "origin": None, "params": None}
+        options = (
+            now["options"]
+            | version["options"]
+            | {"entry": version["entry"]}
+            | dict.fromkeys(("origin", "params", "imports"))
+        )
         params = version["options"]["params"].get("properties", {})
         return {"options": options, "params": params, "secrets": version.get("secrets") or {}}
 
@@ -12337,9 +12360,10 @@ class Starter:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
 
-    def __init__(self, home: str, settings: Json) -> None:
-        self.home, self.settings = home, settings
+    def __init__(self, home: str, settings: Json, circumstances: Circumstances) -> None:
+        self.home, self.settings, self.circumstances = home, settings, circumstances
         self.server: Json = {}  # identity of the fork server that jobs go to
+        self.warm: list[Json] = []  # what it says of its warm processes
 
     async def open(self) -> None:
         """Starts and connects a fork server, which outlives the daemon while it has children."""
@@ -12349,6 +12373,7 @@ class Starter:
             pid = start_python("fork_server", (), {0: theirs.fileno()}, environ)
         self.server = identity(pid)
         self.reader, self.writer = await asyncio.open_unix_connection(sock=ours, limit=LINE_BYTES_MAX)
+        self.warm = []
 
     async def listen(self, on_message: Callable[[Json], None]) -> None:
         """Passes on the fork server's messages until it dies, then starts another; runs go on meanwhile."""
@@ -12361,6 +12386,19 @@ class Starter:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.server["pid"], os.WNOHANG)
         await self.open()
+
+    def warmth(self, options: Json) -> Json:
+        """Tells whether the runs of a version are warm, by its options; else why not."""
+        imports = options.get("imports") or {"modules": [], "cold": None}
+        is_off = options.get("warm") is False or not self.settings["warm_processes"]
+        why = "@pipeline(warm=False)" if options.get("warm") is False else imports["cold"]
+        state = "off" if is_off else "cold" if why else "none" if not imports["modules"] else "starting"
+        told = [row for row in self.warm if row["imports"] == imports["modules"] and state == "starting"]
+        found = next((row for row in told if row["environment"] == options.get("environment")), None)
+        figures = dict.fromkeys(("import_ms", "memory_bytes", "pid"))
+        return {"state": state, "imports": imports["modules"], "why": why, **figures} | omit(
+            found or {}, ("environment",)
+        )
 
     def send(self, job: Json, process: Process) -> None:
         limits = ("log_lines", "log_bytes", "result_bytes", "memo_bytes", "sample_rows", *PROCESS_LIMITS)
@@ -12375,6 +12413,9 @@ class Starter:
             "secrets": os.path.join(self.home, "secrets"),
             "executor": job.get("executor"),
             "connections": self.settings["connections"],
+            "python": self.circumstances.venvs.python(job["environment"]),
+            "packages": self.circumstances.state(job["environment"]),
+            "warming": pick(self.settings, "warm_processes", "warm_idle_s", "warm_bytes"),
         }
         self.writer.write(encode(job))
 
@@ -12389,7 +12430,7 @@ class Runner:
         self.unpacked = Unpacked(store)
         self.live: dict[str, Process] = {}  # by stem
         self.latencies: list[float] = []  # milliseconds from queued to started, the last thousand
-        self.starter = Starter(home, settings)
+        self.starter = Starter(home, settings, self.circumstances)
         self.tasks = Tasks(store.metrics.failed)
         self.spawn = self.tasks.spawn
         self.paused = False  # nothing is decided or admitted any more
@@ -12423,14 +12464,13 @@ class Runner:
         try:
             job["folder"] = self.unpacked.get(job["sha256"])
             job["directory"] = os.path.join(self.home, "data", job["pipeline"])
-            job["python"] = self.venvs.python(job["environment"])
             job["memos"] = self.memos(job["run_id"])
             job["old_memos"] = self.memos(job["resume_from"]) if job["resume_from"] else None
             if (name := job["executor"]) is not None:
                 if (chosen := self.settings["executors"].get(name)) is None:
                     raise NotFound(f"there is no executor '{name}' in tau.toml any more")
                 files = [*self.store.ask.sources(job["sha256"])]
-                job |= {"executor": {"name": name, **chosen}, "python": None, "files": files}
+                job |= {"executor": {"name": name, **chosen}, "environment": None, "files": files}
             else:
                 self.note_circumstances(process, job["environment"])
             self.starter.send(job, process)
@@ -12494,8 +12534,10 @@ class Runner:
 
     def hear(self, message: Json) -> None:
         """Takes a message of the fork server: a process was started, or has ended."""
-        process = self.live.get(message["stem"])
-        if process is not None and "pid" in message:
+        process = self.live.get(message.get("stem", ""))
+        if "warm" in message:
+            self.starter.warm = message["warm"]
+        elif process is not None and "pid" in message:
             leader = identity(message["pid"])
             process.leader = leader if leader["started"] else None  # it has ended already
         elif process is not None:
@@ -14422,6 +14464,7 @@ SEEN_STEPS = """
 JOB = f"""
     SELECT r.pipeline, r.version, r.params, r.scheduled_for, r.upstream, r.resume_from, s.state, b.seen,
     v.sha256, v.entry, v.function, json_extract(v.options, '$.environment') AS environment,
+    json_extract(v.options, '$.imports') AS imports, json_extract(v.options, '$.warm') AS is_warm,
     json_extract(v.options, '$.timeout') AS timeout, json_extract(v.options, '$.memory') AS memory_bytes,
     nullif(coalesce(r.executor, json_extract(v.options, '$.executor')), '{LOCAL_EXECUTOR}') AS executor,
     (SELECT started_at FROM runs WHERE pipeline = r.pipeline AND status = 'success' ORDER BY run_id DESC LIMIT 1)
@@ -14634,7 +14677,9 @@ class Questions(Sql):
         options = omit(pipeline, ("name", "line", "entry", "secrets"))
         last = self.row(LAST_VERSION, pipeline["name"]) or NO_VERSION
         # An older Tau knew fewer options.  A file that has moved makes no new version.
-        before = {key: last["options"].get(key, value) for key, value in options.items()} | pick(options, "origin")
+        before = {key: last["options"].get(key, value) for key, value in options.items()} | pick(
+            options, "origin", "imports"
+        )
         same = (digest, pipeline["entry"], options) == (last["sha256"], last["entry"], before)
         version = {"pipeline": pipeline["name"], "version": last["version"] if same else last["newest"] + 1}
         version |= {"sha256": digest, **pick(pipeline, "entry", "function"), "options": options}
@@ -15751,6 +15796,11 @@ class Circumstances:
         self.known[environment] = folders, now, mark
         return mark, document
 
+    def state(self, environment: str | None) -> str:
+        """Returns a text that changes when packages may have."""
+        known = self.known.get(environment)
+        return fingerprint(encode_json(state_of(known[0] if known else self.folders(environment))))
+
     def folders(self, environment: str | None) -> list[str]:
         if environment is not None:
             return glob.glob(f"{glob.escape(self.venvs.folder)}/{environment}/lib/python3*/site-packages")
@@ -15927,14 +15977,12 @@ def process_figures() -> Iterator[str]:
 # One per attempt; the only place where user code runs.  Speaks to nobody: it writes its journal.
 
 # --- 41. Fork server ----------------------------------------------------------------------
-# Owns the processes that run user code, from permission to end record.  Calls Relay, Run process, Control groups,
-# Pipeline API and Trace.  Promises that nothing a run started outlives it, and that each run gets an end record,
+# Owns the processes that run user code, from permission to end record.  Calls Mothers, Run process, Control groups
+# and Trace.  Promises that nothing a run started outlives it, and that each run gets an end record,
 # even without a daemon.
 
 #: How often to look while a process that a dead run has left is alive.
 LOOK_S = 0.02
-#: How long after the latest start a spare child is held ready.
-SPARE_S = 10.0
 
 
 def fork_server() -> int:
@@ -15946,59 +15994,9 @@ def fork_server() -> int:
     PACKED.clear()  # the other part, which is never asked for
     prepare_interpreter()
     os.environ.pop("LD_BIND_NOW", None)  # it has had C functions linked, which each child would do otherwise
-    moved = gather()
-    warm_up(20)
-    gc.collect()
-    gc.freeze()  # the pages of these objects stay shared with every child
+    settle_pages()
     ForkServer().serve()
-    moved.clear()
     return 0
-
-
-def warm_up(times: int) -> None:
-    """Does what every run does, often enough for the interpreter to specialise that code.
-
-    Otherwise each child would, and would copy the memory pages that this changes.
-    """
-    folder, entry = os.path.split(os.devnull)  # an empty file is loaded
-    job = local_job("warm_up", folder, os.curdir) | {"params": {}, "kind": "load", "folder": folder, "entry": entry}
-    job |= {"umask": os.umask(0o077), "journal": os.devnull, "boot": ""}
-    attempt, streams = Attempt(job, Journal(os.devnull, job["limits"])), (sys.stdout, sys.stderr)
-    attempt.outputs = [Output(attempt.journal, "stdout", 1), Output(attempt.journal, "stderr", 2)]
-
-    async def act(ctx: PipelineContext) -> dict[str, int]:
-        with ctx.step("step") as step:
-            step.rows_out = 1
-            ctx.log("line")
-        return {"rows": 1}
-
-    for _ in range(times):
-        attempt.journal.write(start_record(job, process_started(os.getpid())))
-        _signal.signal(_signal.SIGTERM, _signal.getsignal(_signal.SIGTERM))
-        prepare(attempt)
-        print("line")
-        load_module(folder, entry)
-        del sys.modules[entry], sys.path_hooks[0], sys.path[0]
-        pipeline(name="warm_up")(act)  # compiles regular expressions
-        attempt.journal.write(returned_by(PIPELINES.pop(), PipelineContext(attempt)))
-    attempt.journal.close()
-    sys.stdout, sys.stderr = streams
-
-
-def gather() -> list[CodeType]:
-    """Copies the code that every run executes to one place, as each call writes a reference count beside the code.
-
-    Returns the old code, which must be kept: what filled its place later would lie here and there.
-    """
-    others = (run_process, settle_in, take_over, wind_down, *vars(ForkServer).values())
-    codes = {code: None for other in others if (code := getattr(other, "__code__", None))}
-    sys.setprofile(lambda frame, event, _: codes.setdefault(frame.f_code))
-    warm_up(1)
-    sys.setprofile(None)
-    for function in gc.get_objects():
-        if type(function) is type(gather) and function.__code__ in codes:
-            function.__code__ = function.__code__.replace()
-    return [*codes]
 
 
 class ForkServer:
@@ -16014,8 +16012,7 @@ class ForkServer:
         self.jobs: dict[int, Json] = {}  # leader's pid → its job, until the end record is written
         self.dead: dict[int, Ending] = {}  # pid of an ended leader → the Ending of its process group
         self.orphans: dict[int, Orphan] = {}  # by pid
-        self.spare: tuple[int, int] | None = None  # the pid of a child that waits for a job, and the pipe to it
-        self.spare_until = 0.0
+        self.nursery = Nursery(self)
         self.delegated = delegated_group()
         self.oom_counter = oom_counter()
         self.oom_kills = oom_kills(self.oom_counter)  # how many are explained already
@@ -16024,10 +16021,12 @@ class ForkServer:
     def serve(self) -> None:
         """Serves until the other end is gone and the last child is reaped."""
         os.set_blocking(0, False)
-        while self.open or self.jobs:
-            ready, _, _ = select.select([self.wake, 0] if self.open else [self.wake], [], [], self.patience())
+        while self.open or self.jobs or self.nursery.waiting():
+            channels = [0] * self.open + [self.wake, *self.nursery.channels()]
+            ready, _, _ = select.select(channels, [], [], self.patience())
             if self.wake in ready:
                 os.read(self.wake, 4096)
+            self.nursery.hear(ready)
             if 0 in ready:
                 self.receive()
             if not self.open:
@@ -16045,7 +16044,8 @@ class ForkServer:
         """Seconds until something is due, or None."""
         if any(orphan.ending and orphan.leader for orphan in self.orphans.values()):
             return LOOK_S
-        return None if self.spare is None else max(0.0, self.spare_until - time.monotonic())
+        due = [*self.nursery.due()]
+        return max(0.0, min(due) - monotonic()) if due else None
 
     def receive(self) -> None:
         """Reads jobs.  One that is not read before the other end is gone is not started."""
@@ -16075,12 +16075,19 @@ class ForkServer:
             self.oom_kills = oom_kills(self.oom_counter)
         if self.delegated is not None and job["limits"].get("memory_bytes"):
             job["group"] = make_group(self.delegated, job["stem"], job["limits"]["memory_bytes"])
+        self.begin(job, self.nursery.get(job))
+
+    def begin(self, job: Json, mother: Mother | None) -> None:
+        """Starts a process for a job: a child of who forks for such jobs, or else a new interpreter."""
         try:
-            fresh = job["method"] == "spawn" or job["python"] is not None
-            pid = self.spawn(job) if fresh else self.give(job)
+            if mother is not None:
+                mother.take(job)
+            else:
+                self.began(job, self.spawn(job))
         except OSError as problem:
             self.write_end(job, None, f"cannot start a process: {problem.strerror}")
-            return
+
+    def began(self, job: Json, pid: int) -> None:
         self.jobs[pid] = job
         self.tell({"stem": job["stem"], "pid": pid})
 
@@ -16091,59 +16098,9 @@ class ForkServer:
             file.seek(0)
             return start_python("spawned_process", (), {0: file.fileno()}, os.environ, job["python"])
 
-    def give(self, job: Json) -> int:
-        """Gives the job to the spare child, or else to a new one.  Returns its pid."""
-        self.spare_until = time.monotonic() + SPARE_S
-        spare, self.spare = self.spare, None
-        pid, pipe = spare or self.fork(ahead=False)
-        try:
-            with open(pipe, "wb") as file:
-                file.write(encode(job))
-        except BrokenPipeError:  # the child was killed; sweep() reaps it
-            if spare is None:
-                raise
-            return self.give(job)
-        return pid
-
-    def fork(self, ahead: bool) -> tuple[int, int]:
-        """Forks a child that waits for a job.  Returns its pid, and the pipe to it."""
-        source, pipe = os.pipe()
-        try:
-            pid = os.fork()
-        except OSError:
-            os.close(source)
-            os.close(pipe)
-            raise
-        if pid:
-            os.close(source)
-            return pid, pipe
-        code = 70  # EX_SOFTWARE: an error in Tau
-        try:
-            signal.set_wakeup_fd(-1)
-            for descriptor in (pipe, self.wake, self.waker):
-                os.close(descriptor)
-            _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
-            born = settle_in()
-            if ahead and not self.jobs:  # use the idle time to copy the pages that a run will write
-                warm_up(1)
-            with open(source, "rb") as file:
-                job = file.read()
-            # A pipe that was closed without a job means that this child is not needed.
-            code = attempt_process(json.loads(job), born) if job.endswith(b"\n") else 0
-        finally:
-            os._exit(code)
-
     def proceed(self) -> None:
-        """Forks a spare child while runs are being started; ends it when no job has come for SPARE_S."""
-        wanted = self.open and time.monotonic() < self.spare_until
-        if wanted and self.spare is None:
-            try:
-                self.spare = self.fork(ahead=True)
-            except OSError:
-                self.spare_until = 0.0  # the process limit is reached
-        elif not wanted and self.spare is not None:
-            os.close(self.spare[1])
-            self.spare = None
+        """Does what is due besides."""
+        self.nursery.proceed()
 
     def sweep(self) -> None:
         """Notes which leaders have ended, ends the processes that they left, and writes end records."""
@@ -16152,7 +16109,7 @@ class ForkServer:
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 self.dead[pid] = Ending(functools.partial(signal_group, pid), self.jobs[pid]["grace_s"])
         self.find_orphans()
-        live = self.jobs.keys() - self.dead.keys()
+        live = (self.jobs.keys() - self.dead.keys()) | self.nursery.pids()
         for orphan in self.orphans.values():
             if orphan.leader not in live:
                 orphan.end(self.dead.get(orphan.leader))
@@ -16167,7 +16124,7 @@ class ForkServer:
         while ended:
             # Without /proc there are none: only process groups are ended.
             children = {int(pid) for pid in peek(f"/proc/self/task/{os.getpid()}/children").split()}
-            children -= {*self.jobs, *(self.spare or ())[:1]}
+            children -= self.jobs.keys() | self.nursery.pids() | self.nursery.spares()
             ended = {pid for pid in children if os.waitpid(pid, os.WNOHANG)[0]}
         self.orphans = {pid: self.orphans.get(pid) or Orphan(pid) for pid in children}
 
@@ -16177,12 +16134,14 @@ class ForkServer:
             signal_group(pid, signal.SIGKILL)
         _, status, usage = os.wait4(pid, 0)
         job = self.jobs.pop(pid)
+        self.nursery.ended(job)
         del self.dead[pid]
         code = os.waitstatus_to_exitcode(status)
         cpu_ms = round((usage.ru_utime + usage.ru_stime) * 1000, 3)
         size = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         reason = self.why_killed(job) if code == -signal.SIGKILL else None
-        self.write_end(job, code, reason, cpu_ms=cpu_ms, max_rss_bytes=size)
+        saved = {"import_saved_ms": job["import_saved_ms"]} if "import_saved_ms" in job else {}
+        self.write_end(job, code, reason, cpu_ms=cpu_ms, max_rss_bytes=size, **saved)
         if not self.open and job.get("rehearsal"):
             remove_tree(job["directory"])
 
@@ -16248,12 +16207,477 @@ def spawned_process() -> int:
     os._exit(attempt_process(job, settle_in()))
 
 
+# --- 42. Mothers --------------------------------------------------------------------------
+# Owns who forks runs: the fork server itself, and warm processes, which have imported what the runs need; and how a
+# forked child becomes a run.  Calls Relay and Run process.
+# Promises that a run cannot tell who has forked it: what is not fit for that is cold.
+
+#: Of a warm process: the interpreter of a virtual environment, the state of its packages, the modules that are
+#: imported, and whether they may leave threads.
+WarmKey = tuple["str | None", str, tuple[str, ...], bool]
+#: How long a warm process may take to import, and to fork.
+IMPORT_S, FORK_S = 60.0, 10.0
+#: How often to look whether the machine is idle, and how long to wait for that.
+IDLE_LOOK_S, IDLE_WAIT_S = 0.25, 5.0
+#: How long after the latest start a spare child is held ready.
+SPARE_S = 10.0
+#: Imports that take less time are not worth a process.
+WORTH_MS = 5.0
+#: How much of what libraries print at import is printed again in each run, and how many cold sets are remembered.
+SAID_BYTES_MAX, COLD_KEPT = 8_192, 200
+#: What a child reads first: its pid is known.  And what a warm process is asked for.
+KNOWN, NOW, AHEAD = b"\n", b"now", b"ahead"
+
+
+class Mother:
+    """Forks children that become runs, and holds one ready while runs are being started.
+
+    All are children of the fork server: when a warm process that forked them dies, they live on.
+    """
+
+    import_ms: float | None = None
+
+    def __init__(self, server: ForkServer) -> None:
+        self.server = server
+        self.jobs: list[Json] = []  # that wait for a child
+        self.pipes: list[int] = []  # to the children that are being forked, in that order
+        self.spare: tuple[int, int] | None = None  # a child that waits for a job, and the pipe to it
+        self.used_at = 0.0
+        self.live = 0  # how many of its runs are
+
+    def take(self, job: Json) -> None:
+        """Gives a child a job, as soon as there is one."""
+        self.used_at = monotonic()
+        if self.spare is None:
+            self.fork(NOW)
+        self.live += 1
+        self.jobs.append(job)
+        if self.spare is not None:
+            self.give(*self.spare)
+
+    def fork(self, when: bytes) -> None:
+        source, pipe = os.pipe()
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(source)
+            os.close(pipe)
+            raise
+        if not pid:
+            ours = (pipe, self.server.wake, self.server.waker, *self.server.nursery.files())
+            become_run(source, when == AHEAD and not self.server.jobs, ours)
+        os.close(source)
+        self.give(pid, pipe)
+
+    def give(self, pid: int, pipe: int) -> None:
+        """Gives a child the next job; without one it is the spare."""
+        if self.spare is None:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(pipe, KNOWN)
+        self.spare = (pid, pipe) if not self.jobs else None
+        if self.jobs:
+            job = self.jobs.pop(0)
+            if self.import_ms is not None:
+                job["import_saved_ms"] = self.import_ms
+            try:
+                with open(pipe, "wb") as file:
+                    file.write(encode(job))
+                self.server.began(job, pid)
+            except BrokenPipeError:  # the child was killed; sweep() reaps it
+                self.server.begin(job, None)
+
+    def fork_spare(self) -> None:
+        """Has a spare child while runs are being started."""
+        if not self.server.open or monotonic() > self.used_at + SPARE_S:
+            if self.spare is not None:
+                os.close(self.spare[1])
+                self.spare = None
+        elif self.spare is None and not self.pipes:
+            with contextlib.suppress(OSError):  # the process limit is reached
+                self.fork(AHEAD)
+
+    def due(self) -> Iterator[float]:
+        """Yields when to look at it."""
+        if self.spare is not None:
+            yield self.used_at + SPARE_S
+
+    def files(self) -> list[int]:
+        return [*self.pipes, *(self.spare or ())[1:]]
+
+
+class WarmProcess(Mother):
+    """Another process that forks.  It begins as a bare interpreter, and imports once the machine is idle."""
+
+    def __init__(self, key: WarmKey, server: ForkServer) -> None:
+        super().__init__(server)
+        self.key, self.state = key, "waiting"  # then starting, importing, warm
+        self.pid, self.channel = 0, -1
+        self.since = self.asked_at = self.used_at = monotonic()
+        self.memory_bytes: int | None = None
+
+    def begin(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self.channel, self.state = ours.detach(), "starting"
+            self.pid = start_python("warm_process", (), {0: theirs.fileno()}, os.environ, self.key[0])
+
+    def fork(self, when: bytes) -> None:
+        source, pipe = os.pipe()
+        self.asked_at = self.asked_at if self.pipes else monotonic()
+        self.pipes.append(pipe)
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.channel)) as channel:  # it has died
+            socket.send_fds(channel, [when], [source])
+        os.close(source)
+
+    def hear(self) -> Json | None:
+        """Takes a child that it has forked, or returns what it says of its imports; {} if it can do no more."""
+        message = os.read(self.channel, 1 << 18)
+        answer: Json = json.loads(message) if message else {}
+        if answer.get("pid"):
+            self.state = self.state if self.key[2] else "warm"
+            self.give(answer["pid"], self.pipes.pop(0))
+            return None
+        return answer
+
+    def look(self, is_wanted: bool) -> str | None:
+        """Does what is due.  Returns why it is not fit; "" if it is just not needed any more, or does not answer."""
+        now = monotonic()
+        if (self.pipes and now > self.asked_at + FORK_S) or not (is_wanted or self.live):
+            return ""
+        if self.state == "importing" and now > self.asked_at + IMPORT_S:
+            return f"the import took longer than {IMPORT_S:g} s"
+        if self.has_to_import() and not self.jobs + self.pipes and self.is_idle():
+            if self.state == "waiting":
+                self.begin()
+            self.state, self.asked_at = "importing", now
+            os.write(self.channel, encode(self.key[2:]))
+        if self.state == "warm":
+            self.fork_spare()
+        return None
+
+    def has_to_import(self) -> bool:
+        return self.state in ("waiting", "starting") and self.key[2] != ()
+
+    def is_idle(self) -> bool:
+        """Whether the machine has a processor to spare, or none has been for long."""
+        ready = re.search(r"(\d+)/", peek("/proc/loadavg"))
+        return ready is None or int(ready[1]) <= (os.cpu_count() or 1) or monotonic() > self.since + IDLE_WAIT_S
+
+    def due(self) -> Iterator[float]:
+        yield from super().due()
+        if self.pipes or self.state == "importing":
+            yield self.asked_at + (FORK_S if self.pipes else IMPORT_S)
+        if self.has_to_import():
+            yield monotonic() + IDLE_LOOK_S
+
+    def files(self) -> list[int]:
+        return super().files() + [self.channel] * (self.channel >= 0)
+
+    def end(self) -> None:
+        """Ends it and its children that have no job, and has the jobs that wait for it done otherwise."""
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+        for descriptor in self.files():
+            os.close(descriptor)
+        for job in self.jobs:
+            self.server.begin(job, None)
+
+
+class Nursery:
+    """All that fork runs for a fork server: itself, and warm processes within the bounds of the settings."""
+
+    def __init__(self, server: ForkServer) -> None:
+        self.server, self.own = server, Mother(server)
+        self.warm: dict[WarmKey, WarmProcess] = {}
+        self.cold: dict[WarmKey, str] = {}  # why
+        self.most: Json = {}  # the settings
+        self.told: list[Json] = []
+
+    def get(self, job: Json) -> Mother | None:
+        """Returns who forks such a job; None if it needs a new interpreter."""
+        if job["method"] == "spawn":
+            return None
+        bare = self.own if job["python"] is None else None
+        if sys.platform != "linux" or job["executor"] is not None:
+            return bare
+        if job["warming"] != self.most:
+            self.most = job["warming"]
+            self.cold.clear()
+        imports = job.get("imports") or {"modules": (), "cold": None}
+        is_cold = imports["cold"] or job.get("is_warm") == 0
+        where, modules = (job["python"], job["packages"]), () if is_cold else tuple(imports["modules"])
+        key: WarmKey = (*where, modules, modules != () and job.get("is_warm") == 1)
+        key = (*where, (), False) if key in self.cold else key
+        if (bare and not key[2]) or (key not in self.warm and not self.make_room()):
+            return bare
+        found = self.warm[key] = self.warm.get(key) or WarmProcess(key, self.server)
+        found.used_at = monotonic()
+        if found.state == "waiting" and bare is None:
+            try:
+                found.begin()
+            except OSError:
+                self.remove(found)
+        job["mother"] = key
+        return found if found.state in ("warm", "starting") else bare
+
+    def make_room(self) -> bool:
+        """Ends the processes that were used least recently and have no run, until there is room for one."""
+        while len(self.warm) >= self.most["warm_processes"]:
+            if not self.remove_idle():
+                return False
+        return True
+
+    def remove_idle(self, spared: WarmProcess | None = None) -> bool:
+        idle = [process for process in self.warm.values() if not process.live and process is not spared]
+        if idle:
+            self.remove(min(idle, key=lambda process: process.used_at))
+        return idle != []
+
+    def remove(self, process: WarmProcess, why: str = "") -> None:
+        """Ends a process; if its set of imports is not fit, remembers why."""
+        del self.warm[process.key]
+        if why:
+            self.cold[process.key] = why
+            for key in [*self.cold][:-COLD_KEPT]:
+                del self.cold[key]
+        process.end()
+
+    def hear(self, ready: Collection[int]) -> None:
+        for process in [one for one in self.warm.values() if one.channel in ready]:
+            answer = process.hear()
+            if answer is not None and answer.get("why", "") is not None:
+                died = "it died while it was importing" if process.state == "importing" else ""
+                self.remove(process, answer.get("why", died))
+            elif answer is not None:
+                self.admit(process, answer["import_ms"])
+
+    def admit(self, process: WarmProcess, import_ms: float) -> None:
+        process.state, process.import_ms, process.memory_bytes = "warm", import_ms, private_bytes(process.pid)
+        most = self.most["warm_bytes"]
+        while (used := sum(one.memory_bytes or 0 for one in self.warm.values())) > most:
+            if not self.remove_idle(spared=process):
+                self.remove(process, f"warm processes would take {used:,} bytes, and warm_bytes is {most:,}")
+
+    def proceed(self) -> None:
+        """Does what is due, and tells the daemon what has changed."""
+        self.own.fork_spare()
+        since = monotonic() - self.most.get("warm_idle_s", 0.0)
+        for process in [*self.warm.values()]:
+            why = process.look(self.server.open and process.used_at > since)
+            if why is not None:
+                self.remove(process, why)
+        shown = [warm_document(key, "cold", why=why) for key, why in self.cold.items()]
+        for process in self.warm.values():
+            state = "warm" if process.state == "warm" else "starting"
+            figures = {"import_ms": process.import_ms, "memory_bytes": process.memory_bytes, "pid": process.pid or None}
+            shown.append(warm_document(process.key, state, **figures))
+        if shown != self.told:
+            self.told = shown
+            self.server.tell({"warm": shown})
+
+    def due(self) -> Iterator[float]:
+        """Yields when to look again."""
+        yield from self.own.due()
+        for process in self.warm.values():
+            yield from process.due()
+            if not process.live:
+                yield process.used_at + self.most["warm_idle_s"]
+
+    def ended(self, job: Json) -> None:
+        """Notes that a run has ended."""
+        if "mother" in job and (process := self.warm.get(job["mother"])) is not None:
+            process.live -= 1
+            process.used_at = monotonic()
+
+    def channels(self) -> list[int]:
+        return [process.channel for process in self.warm.values() if process.channel >= 0]
+
+    def files(self) -> list[int]:
+        return [*itertools.chain(*(mother.files() for mother in (self.own, *self.warm.values())))]
+
+    def waiting(self) -> bool:
+        return any(process.jobs for process in self.warm.values())
+
+    def pids(self) -> set[int]:
+        """Returns those whose sessions the children begin in."""
+        return {process.pid for process in self.warm.values() if process.pid}
+
+    def spares(self) -> set[int]:
+        return {mother.spare[0] for mother in (self.own, *self.warm.values()) if mother.spare}
+
+
+def warm_document(key: WarmKey, state: str, **figures: Any) -> Json:
+    about = {"environment": key[0] and key[0].split(os.sep)[-3], "imports": key[2], "state": state}
+    return about | dict.fromkeys(("why", "import_ms", "memory_bytes", "pid")) | figures
+
+
+def private_bytes(pid: int) -> int:
+    """How much memory a process has for itself."""
+    return 1024 * sum(map(int, re.findall(r"^Private_\w+: +(\d+)", peek(f"/proc/{pid}/smaps_rollup"), re.MULTILINE)))
+
+
+def warm_process() -> int:
+    """Forks runs for the fork server, and imports what it is asked to, until that one is gone."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.setsid()
+    PACKED.clear()  # the other part, which is never asked for
+    os.chdir(os.sep)
+    volunteer()
+    prepare_interpreter()
+    channel = socket.socket(fileno=0)
+    while True:
+        words, files, _, _ = socket.recv_fds(channel, 1 << 18, 1)
+        if not words:
+            return 0
+        channel.send(encode(fork_away(files[0], words == AHEAD) if files else import_ahead(*json.loads(words))))
+
+
+def fork_away(source: int, ahead: bool) -> Json:
+    """Forks a child that becomes the fork server's: who is between us ends at once.  Returns its pid, 0 for none."""
+    told, teller = os.pipe()
+    middle = os.fork()
+    if not middle:
+        code = 1
+        try:
+            pid = os.fork()
+            if not pid:
+                become_run(source, ahead, (told, teller))
+            os.write(teller, b"%d" % pid)
+            code = 0
+        finally:
+            os._exit(code)
+    os.waitpid(middle, 0)
+    for descriptor in (source, teller):
+        os.close(descriptor)
+    with open(told, "rb", buffering=0) as file:
+        return {"pid": int(file.read(20) or 0)}
+
+
+def import_ahead(modules: list[str], may_leave_threads: bool) -> Json:
+    """Imports modules, and looks what that has left.  Returns how long it took, and why no run must be forked here."""
+    said, why = os.memfd_create("said"), None
+    for number in (1, 2):
+        os.dup2(said, number)
+    before, begun = belongings(), monotonic()
+    try:
+        for name in modules:
+            importlib.import_module(name)
+    except BaseException as problem:
+        why = f"without the file that imports it, {name} fails: {type(problem).__name__}: {safe_text(problem)[:300]}"
+    import_ms = round((monotonic() - begun) * 1000, 1)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        stream.reconfigure(write_through=True)  # type: ignore[union-attr]
+    SAID.append(os.pread(said, SAID_BYTES_MAX, 0).decode("utf-8", "replace"))
+    if why is None:
+        gc.collect()
+        os.waitpid(os.fork() or os._exit(0), 0)  # some libraries stop their threads before a fork
+        new = {number: text for number, text in belongings().items() if number not in before}
+        left = [text for number, text in new.items() if not (may_leave_threads and number.startswith("task/"))]
+        why = f"the import of {', '.join(modules)} leaves {', '.join(left)}"[:500] if left else None
+    if why is None and import_ms < WORTH_MS:
+        why = f"its imports take {import_ms:g} ms: they are not worth a process"
+    if why is None:
+        settle_pages()
+    return {"import_ms": import_ms, "why": why}
+
+
+def belongings() -> dict[str, str]:
+    """Returns what a fork would lose or share: the threads, files and children of this process, by /proc's name."""
+    found = {}
+    for number in os.listdir("/proc/self/task"):
+        found[f"task/{number}"] = f"a thread '{peek(f'/proc/self/task/{number}/comm').strip()}'"
+        for child in peek(f"/proc/self/task/{number}/children").split():
+            found[child] = f"a child process '{peek(f'/proc/{child}/comm').strip()}'"
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the directory that was listed
+            found[f"fd/{number}"] = f"an open {os.readlink(f'/proc/self/fd/{number}')}"
+    return found
+
+
+def become_run(source: int, ahead: bool, others: Iterable[int]) -> NoReturn:
+    """Makes a forked child wait for its job and do it.  It closes *others*, which are its parent's."""
+    code = 70  # EX_SOFTWARE: an error in Tau
+    try:
+        signal.set_wakeup_fd(-1)
+        for descriptor in others:
+            os.close(descriptor)
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+        if (numpy := sys.modules.get("numpy.random")) is not None:
+            numpy.seed()  # as a fork does for `random`
+        with open(source, "rb") as file:
+            file.read(len(KNOWN))
+            born = settle_in()
+            if ahead:  # use the idle time to copy the pages that a run will write
+                warm_up(1)
+            job = file.readline()
+        # A pipe that was closed without a job means that this child is not needed.
+        code = attempt_process(json.loads(job), born) if job else 0
+    finally:
+        os._exit(code)
+
+
+#: The code before it was copied, which must be kept: what filled its place later would lie here and there.
+OLD_CODE: list[CodeType] = []
+
+
+def settle_pages() -> None:
+    """Sees to it that a forked child copies few pages of memory."""
+    gather()
+    warm_up(20)
+    gc.collect()
+    gc.freeze()  # the pages of these objects stay shared with every child
+
+
+def gather() -> None:
+    """Copies the code that every run executes to one place, as each call writes a reference count beside the code."""
+    others = (run_process, settle_in, take_over, wind_down, *vars(Mother).values())
+    codes = {code: None for other in others if (code := getattr(other, "__code__", None))}
+    sys.setprofile(lambda frame, event, _: codes.setdefault(frame.f_code))
+    warm_up(1)
+    sys.setprofile(None)
+    for function in gc.get_objects():
+        if type(function) is type(gather) and function.__code__ in codes:
+            function.__code__ = function.__code__.replace()
+    OLD_CODE.extend(codes)
+
+
+def warm_up(times: int) -> None:
+    """Does what every run does, often enough for the interpreter to specialise that code.
+
+    Otherwise each child would, and would copy the memory pages that this changes.
+    """
+    folder, entry = os.path.split(os.devnull)  # an empty file is loaded
+    job = local_job("warm_up", folder, os.curdir) | {"params": {}, "kind": "load", "folder": folder, "entry": entry}
+    job |= {"umask": os.umask(0o077), "journal": os.devnull, "boot": ""}
+    attempt, streams = Attempt(job, Journal(os.devnull, job["limits"])), (sys.stdout, sys.stderr)
+    attempt.outputs = [Output(attempt.journal, "stdout", 1), Output(attempt.journal, "stderr", 2)]
+
+    async def act(ctx: PipelineContext) -> dict[str, int]:
+        with ctx.step("step") as step:
+            step.rows_out = 1
+            ctx.log("line")
+        return {"rows": 1}
+
+    for _ in range(times):
+        attempt.journal.write(start_record(job, process_started(os.getpid())))
+        _signal.signal(_signal.SIGTERM, _signal.getsignal(_signal.SIGTERM))
+        prepare(attempt)
+        print("line")
+        load_module(folder, entry)
+        del sys.modules[entry], sys.path_hooks[0], sys.path[0]
+        pipeline(name="warm_up")(act)  # compiles regular expressions
+        attempt.journal.write(returned_by(PIPELINES.pop(), PipelineContext(attempt)))
+    attempt.journal.close()
+    sys.stdout, sys.stderr = streams
+
+
 def attempt_process(job: Json, born: str | None) -> int:
     """Runs an attempt here, or relays one that runs elsewhere.  Returns the exit code."""
     return run_process(job, born) if job["executor"] is None else relay(job, born)
 
 
-# --- 42. Outpost --------------------------------------------------------------------------
+# --- 43. Outpost --------------------------------------------------------------------------
 # Owns an attempt on another machine: a fork server of a single job, whose journal goes out on descriptor 1.
 # Calls Fork server, Relay, Run process and Trace.  Promises that no process and no file of the attempt outlives the
 # connection.
@@ -16389,7 +16813,7 @@ class Outpost(ForkServer):
             signal_group(pid, number)
 
 
-# --- 43. Relay ----------------------------------------------------------------------------
+# --- 44. Relay ----------------------------------------------------------------------------
 # Owns the near end of an attempt on another machine: the executor's command, what it is sent, and its silence.
 # Calls Run process and Trace.  Promises to end as the command ends, and to notice a dead connection.
 
@@ -16569,7 +16993,7 @@ class Relay:
         self.ending = Ending(self.command.send_signal, self.grace_s)
 
 
-# --- 44. Run process ----------------------------------------------------------------------
+# --- 45. Run process ----------------------------------------------------------------------
 # Owns an attempt from its first record to its last.  Calls Control groups, Pipeline API and Trace.
 # Promises an outcome (a returned or raised record) whenever Python itself lives to write it.
 
@@ -16609,9 +17033,15 @@ def settle_in() -> str | None:
     born = process_started(os.getpid())
     with contextlib.suppress(OSError, ValueError):  # not Linux, or a stricter system
         resource.setrlimit(RUN_MARK, (run_mark(os.getpid(), born or ""), resource.getrlimit(RUN_MARK)[1]))
+    volunteer()
+    return born
+
+
+def volunteer() -> None:
+    """Has the kernel kill this process before the daemon when memory runs out."""
+    with contextlib.suppress(OSError, ValueError):
         if int(peek(OOM_PATH)) < OOM_SCORE:
             write_text(OOM_PATH, str(OOM_SCORE))
-    return born
 
 
 def start_record(job: Json, born: str | None) -> Json:
@@ -16649,6 +17079,10 @@ def prctl(option: int, value: int) -> None:
         libc().prctl(option, value, 0, 0, 0)
 
 
+#: What libraries have printed when they were imported for this run.
+SAID: list[str] = []
+
+
 def take_over(attempt: Attempt) -> None:
     """Makes this process the attempt's for good: its output, its limits, its children, its end."""
     for number, stream in ((1, "stdout"), (2, "stderr")):
@@ -16676,6 +17110,7 @@ def prepare(attempt: Attempt) -> None:
         os.environ["TAU_RUN_ID"] = job["run_id"]
     sys.argv = [os.path.join(job["folder"], job["entry"])]
     sys.stdout, sys.stderr = map(captured, attempt.outputs)
+    sys.stdout.write("".join(SAID))
     logging_handler().journal = attempt.journal
 
 
@@ -16757,8 +17192,56 @@ def compiled(folder: str, path: str) -> CodeType:
 
 
 def load_pipelines(attempt: Attempt) -> Json:
+    imports = Imports(attempt.job["folder"])
+    sys.meta_path.insert(0, imports)
     load_module(attempt.job["folder"], attempt.job["entry"])
-    return attempt.returned([pipeline.to_json() for pipeline in PIPELINES], LINE_BYTES_MAX)
+    found = imports.document()
+    return attempt.returned([pipeline.to_json() | {"imports": found} for pipeline in PIPELINES], LINE_BYTES_MAX)
+
+
+IMPORTS_MAX = 100
+
+
+class Imports:
+    """Notes which libraries a deployed file loads, as the first finder that Python asks for a module."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.before = self.surroundings()
+        self.names: list[str] = []
+        self.changed: dict[str, str] = {}  # module → what the file had changed before
+
+    def surroundings(self) -> tuple[dict[str, str], list[str]]:
+        return dict(os.environ), [path for path in sys.path if not is_within(path, self.folder)]
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        """Notes a module that a deployed file loads itself, not a library.  It finds none."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code.co_name != "<module>":
+            frame = frame.f_back
+        if frame is not None and is_within(frame.f_code.co_filename, self.folder) and len(self.names) < IMPORTS_MAX:
+            self.names.append(name)
+            both = zip(("os.environ", "sys.path"), self.before, self.surroundings(), strict=True)
+            if changed := [what for what, before, now in both if before != now]:
+                self.changed[name] = changed[0]
+
+    def document(self) -> Json:
+        """Returns the libraries' modules, and why no warm process may import them."""
+        sites = [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
+        modules = [name for name in self.names if any(is_within(module_place(name), site) for site in sites)]
+        own = {name.partition(".")[0] for name in sys.modules if is_within(module_place(name), self.folder)}
+        cold = next((f"the file changes {self.changed[name]} before it imports {name}" for name in modules
+                     if name in self.changed), None)  # fmt: skip
+        for name in own & {*self.names} if modules else ():
+            if importlib.machinery.PathFinder.find_spec(name, sites) is not None:
+                cold = f"a module beside the file has the name of a library: {name}"
+        return {"modules": modules, "cold": cold}
+
+
+def module_place(name: str) -> str:
+    """Returns where a loaded module is: its file, or the directory of a package without one."""
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    return (spec and (spec.origin or next(iter(spec.submodule_search_locations or ()), ""))) or ""
 
 
 def scan_files(attempt: Attempt) -> Json:
@@ -16850,7 +17333,7 @@ def flush_files() -> None:
             file.flush()
 
 
-# --- 45. Control groups -------------------------------------------------------------------
+# --- 46. Control groups -------------------------------------------------------------------
 # Owns the counters of out-of-memory kills, and groups for runs with a memory limit, where systemd delegates one.
 # Calls nothing of its part.  Promises to touch no other group, and that a run also works without a group.
 
@@ -16928,7 +17411,7 @@ def write_text(path: str, text: str) -> None:
         file.write(text.encode())
 
 
-# --- 46. Pipeline API ---------------------------------------------------------------------
+# --- 47. Pipeline API ---------------------------------------------------------------------
 # Owns what user code sees: @pipeline and PipelineContext.
 # Calls Parameters, Assertions, Memos, Places, Warehouses, Rows and Trace.
 # Promises that using it outside a run (a test, a REPL) does nothing surprising.
@@ -16968,6 +17451,7 @@ def pipeline(
     after: str | Sequence[str] = (), pause_after_failures: int | None = None,
     expect_success_within: float | str | None = None, executor: str | None = None, drift: str = "warn",
     samples: bool = True, expose: bool = False, heal: str | None = None,
+    warm: bool | None = None,
 ) -> Any:  # fmt: skip
     """Makes a sync or async function a pipeline, called with a PipelineContext and its params by name.
 
@@ -17005,6 +17489,8 @@ def pipeline(
     samples                show some rows if a run fails
     expose                 make it a tool of MCP, `run_NAME`
     heal                   whether the agent of tau.toml may mend it by itself: `auto`, `never`; else as `[heal] auto`
+    warm                   import its libraries once for many runs; False never does, True does even if they leave
+                           threads, which runs then lack
     """
     given = {option: value for option, value in locals().items() if option in PIPELINE_OPTIONS}
     defaults = pipeline.__kwdefaults__ or {}
@@ -17112,6 +17598,7 @@ PIPELINE_OPTIONS: dict[str, Json | Callable[[Any], Any]] = {
     "samples": {"type": "boolean"},
     "expose": {"type": "boolean"},
     "heal": {"enum": HEALS},
+    "warm": {"type": "boolean"},
 }
 
 
@@ -17719,7 +18206,7 @@ def target(name: str) -> Callable[[Function], Function]:
     return register_place(TARGETS, "target", name)
 
 
-# --- 47. Parameters -----------------------------------------------------------------------
+# --- 48. Parameters -----------------------------------------------------------------------
 # Owns how a pipeline's signature becomes a JSON Schema, and how JSON becomes values of its annotations.
 # Calls Rows and Trace.  Promises that what the schema admits can be converted.
 
@@ -17896,7 +18383,7 @@ def array_type(make: AnyFunction, inner: list[ParamType], is_tuple: bool) -> Par
     )
 
 
-# --- 48. Assertions -----------------------------------------------------------------------
+# --- 49. Assertions -----------------------------------------------------------------------
 # Owns ctx.check: assertions, their names, and the values with which they failed.  Calls Rows and Trace.
 # Promises that every assertion is evaluated and recorded before the first failure is raised.
 
@@ -18086,7 +18573,7 @@ async def is_true(condition: Any) -> bool:
     return all([await is_true(item) for item in items])
 
 
-# --- 49. Memos ----------------------------------------------------------------------------
+# --- 50. Memos ----------------------------------------------------------------------------
 # Owns ctx.memo: results that outlive the attempt that made them.  Calls Rows and Trace.
 # Promises that a memo is whole and equals the value returned, and that no memo holds a secret.
 
@@ -18140,7 +18627,7 @@ def save_memo(attempt: Attempt, key: str, data: bytes) -> str | None:
     return None
 
 
-# --- 50. Rehearsal ------------------------------------------------------------------------
+# --- 51. Rehearsal ------------------------------------------------------------------------
 # Owns runs that change nothing: what they must not do, where their writes go, and what those would have changed.
 # Calls Places, Warehouses, Rows and Trace.
 # Promises that files and databases are afterwards as they were before, unless code means to break out.
@@ -18672,7 +19159,7 @@ def keys_in(rows: Any) -> Any:
     return counted_keys
 
 
-# --- 51. Places ---------------------------------------------------------------------------
+# --- 52. Places ---------------------------------------------------------------------------
 # Owns where data is: which place a name means, local and remote files, the author's own sources; and looks at it.
 # Calls Web, Warehouses, Formats, Rows and Trace.
 # Promises that a write is whole or did not happen, that no URL's password is shown, and that a look changes nothing.
@@ -19329,7 +19816,7 @@ def address_of(host: str) -> str:
     return str(min(known)[0])
 
 
-# --- 52. Web ------------------------------------------------------------------------------
+# --- 53. Web ------------------------------------------------------------------------------
 # Owns what is read over http(s): requests, pages, retries.  Extends Place; calls Formats and Trace.
 # Promises that a body cut short is never taken for a whole one, and that no header reaches another origin.
 
@@ -19660,7 +20147,7 @@ def with_member(document: Json, path: str, value: Any) -> Json:
     return document | {word: with_member(document.get(word) or {}, inner, value) if inner else value}
 
 
-# --- 53. Warehouses -----------------------------------------------------------------------
+# --- 54. Warehouses -----------------------------------------------------------------------
 # Owns databases: SQLite by itself, all others through SQLAlchemy.  Extends Place; calls Formats, Rows and Trace.
 # Promises one transaction a load, values that are bound and that no column changes, and names that are quoted.
 
@@ -20367,7 +20854,7 @@ def cause_text(problem: BaseException) -> str:
     return clip(" ".join(text.partition("(Background on this error")[0].split()), 500)
 
 
-# --- 54. Formats --------------------------------------------------------------------------
+# --- 55. Formats --------------------------------------------------------------------------
 # Owns bytes ↔ rows: CSV, TSV, JSON, JSON lines, Parquet, and the types of text cells.  Calls Rows and Trace.
 # Promises an error with the line number for malformed data, never a row that is silently wrong.
 
@@ -20897,7 +21384,7 @@ def marked(kind: ValueKind, marks: tuple[str, str]) -> ValueKind:
     return ValueKind(kind.name, "", None, parse=parse, read=read)
 
 
-# --- 55. Rows -----------------------------------------------------------------------------
+# --- 56. Rows -----------------------------------------------------------------------------
 # Owns data on its way through a pipeline: lists of dicts, streams of batches, and the kinds of value in them.
 # Calls Trace.  Promises that a value is of one kind everywhere, and that a stream holds one batch at a time.
 
@@ -21526,7 +22013,7 @@ class Stream(Ready):
         return batch if batch is None else put_out(self.step, batch, is_whole=False)
 
 
-# --- 56. Trace ----------------------------------------------------------------------------
+# --- 57. Trace ----------------------------------------------------------------------------
 # Owns how a run is written down: the journal, values as JSON, errors as documents.  Calls nothing of its part.
 # Promises that records parse, are within limits and show no secret, whatever user objects do.
 
@@ -22347,7 +22834,12 @@ def hint_for(problem: BaseException, attempt: Attempt) -> str | None:
         again = f"install it for {sys.executable} and restart taud if it still is not found"
         return f"{beside} name it in the header's dependencies (# /// script), or {again}"
     if isinstance(problem, TypeError) and message.startswith("pipeline() got an unexpected keyword argument"):
-        known = {name for name, _, _ in read_fields(str(VALUES["pipeline"]))} - {"function", "params", "line"}
+        known = {name for name, _, _ in read_fields(str(VALUES["pipeline"]))} - {
+            "function",
+            "params",
+            "imports",
+            "line",
+        }
         return did_you_mean(message.split("'")[1], known, f"@pipeline knows {', '.join(sorted(known))}")
     if getattr(problem, "returncode", None) == 127:
         return "a shell exits with 127 if a command is not on taud's PATH"
@@ -22558,7 +23050,7 @@ def short_repr(value: Any, most: int, level: int = 0) -> str:
 # === Part VI: the page =====================================================================
 # What a browser is given and may ask.  taud loads it when a browser first asks for it.
 
-# --- 57. Page -----------------------------------------------------------------------------
+# --- 58. Page -----------------------------------------------------------------------------
 # Owns what BROWSED names: the page, and its sessions, requests and stream.  Calls HTTP, Server and Callers.
 # Promises that nothing but the cookie of a session opens anything here, and that no other web page can use it.
 
