@@ -27,9 +27,9 @@ The file is laid out in the order a request travels.  Calls go down the page, or
   the line reaches Connection §22, which checks it and calls the operation `run` §15;
   Store §36 makes the run durable and, in the same commit, Scheduler.admit §30 moves it to running;
   ForkServer §41 creates the journal (the permission to start) and forks;
-  run_process §46 loads the deployed file and calls your function with a PipelineContext §48;
-  (on another machine an outpost §44 does that; a relay §45 here feeds the command that leads there;)
-  its records go to the Journal §58; the fork server appends the end record when the process is gone;
+  run_process §45 loads the deployed file and calls your function with a PipelineContext §47;
+  (on another machine an outpost §43 does that; a relay §44 here feeds the command that leads there;)
+  its records go to the Journal §57; the fork server appends the end record when the process is gone;
   Runner §31 reads the journal, `verdict` §31 turns it into an outcome, Store §36 keeps it;
   Feed §32 wakes the waiting `run` §15; Connection §22 answers; main §9 prints and exits 0 or 1.
 """
