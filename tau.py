@@ -23059,7 +23059,9 @@ SESSION_IDLE_S, SESSION_MOST_S, SESSIONS_MAX = 8 * 3600.0, 7 * DAY_S, 50
 #: A use that comes so long after the last one is saved.
 SESSION_SAVED_S = 600.0
 #: What the page sends to log in, a key or a word of `tau open`, and below which path its proxy has it.
-LOGIN = object_schema(dict.fromkeys(("key", "word"), WORD) | {"path": {"type": "string", "pattern": r"/([\w.~%-]+/)*"}})
+LOGIN = object_schema(
+    dict.fromkeys(("key", "word"), WORD) | {"path": {"type": "string", "pattern": r"(?a)/([\w.~%-]+/)*"}}
+)
 #: What it asks for together: operations with their arguments.
 ARGUMENTS = {"type": "object", "properties": {"follow": {"enum": [False]}}}
 CALL = {"type": "array", "prefixItems": [{"type": "string"}, ARGUMENTS], "minItems": 2, "maxItems": 2}
@@ -23126,7 +23128,7 @@ class Dashboard:
         Another name may lead here for a moment only, so that a foreign page passes for ours.
         """
         host, site, origin = (head.get(name).lower() for name in ("host", "sec-fetch-site", "origin"))
-        public, name = urllib.parse.urlsplit(self.daemon.settings["public_url"]), re.sub(r":\d{1,5}$", "", host)
+        public, name = urllib.parse.urlsplit(self.daemon.settings["public_url"].lower()), re.sub(r":\d{1,5}$", "", host)
         names = self.daemon.settings["hosts"].lower().replace(",", " ").split()
         if name not in ("localhost", "127.0.0.1", "[::1]", public.hostname, *names):
             raise Foreign(
@@ -23149,7 +23151,9 @@ class Dashboard:
 
     async def save(self) -> None:
         """Saves the sessions that go on; without room on the disk they end with the daemon."""
-        rows = [dict(session.row) for session in self.sessions.values() if session.lives(time.time())]
+        now = time.time()
+        self.sessions = {digest: session for digest, session in self.sessions.items() if session.lives(now)}
+        rows = [dict(session.row) for session in self.sessions.values()]
         with contextlib.suppress(TauError):
             await self.daemon.store.write(self.daemon.store.remember, "sessions", rows)
 
@@ -23157,7 +23161,7 @@ class Dashboard:
         exchange.respond(self.text, "text/html; charset=utf-8", 200, self.policy, *PAGE_HEADERS)
 
     async def log_in(self, exchange: Exchange, head: Head, session: Session | None) -> None:
-        given, remote, now = await self.end(exchange, head, session), exchange.peer.remote, time.time()
+        given, remote, now = await self.read(exchange, head), exchange.peer.remote, time.time()
         if "word" in given:
             caller = await self.keys.redeem(given["word"], remote, now)
         else:
@@ -23166,25 +23170,27 @@ class Dashboard:
         row = {"sha256": digest_key(value).hex(), "key": caller.digest.hex(), "began": now, "used": now}
         made = Session(self.keys, row | {"name": caller.name, "scope": caller.scope})
         made.check_time()
+        self.end(session)  # not sooner: a link with a wrong word ends nothing
         self.sessions[row["sha256"]] = made
         for old in [key for key, one in self.sessions.items() if one.digest == made.digest][:-SESSIONS_MAX]:
-            del self.sessions[old]
+            self.end(self.sessions[old])
         await self.save()
         exchange.respond(made.about, "application/json", 200, self.set_cookie(exchange, head, given, value))
 
     async def log_out(self, exchange: Exchange, head: Head, session: Session | None) -> None:
-        given = await self.end(exchange, head, session)
+        given = await self.read(exchange, head)
+        self.end(session)
         await self.save()
         exchange.write_head(204, self.set_cookie(exchange, head, given, "; Max-Age=0"))
 
-    async def end(self, exchange: Exchange, head: Head, session: Session | None) -> Json:
-        """Ends the session that the browser has; returns what it sends."""
-        given: Json = demand(LOGIN, await exchange.read(head), "it", "send a key or a word")
+    async def read(self, exchange: Exchange, head: Head) -> Json:
+        return dict(demand(LOGIN, await exchange.read(head), "it", "send a key or a word"))
+
+    def end(self, session: Session | None) -> None:
         if session is not None:
             self.sessions.pop(session.row["sha256"], None)
             session.row["used"] = 0.0
             self.daemon.feed.changed(LEDGER)  # its streams look whether they may go on
-        return given
 
     def set_cookie(self, exchange: Exchange, head: Head, given: Json, value: str) -> str:
         # The origin is the address as the browser has it, whatever is between.

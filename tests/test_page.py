@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau, eventually, free_port, make_home, running, served, started
+from conftest import Tau, eventually, free_port, make_home, run, running, served, started
 from test_terminal import on_terminal
 from test_tls import nginx
 
@@ -225,7 +225,17 @@ def test_what_is_no_key_does_not_log_in(web: Tau, given: dict[str, str]) -> None
 
 @pytest.mark.parametrize(
     "given",
-    [{"key": 1}, [], "x", {"other": "x"}, {"path": "x"}, {"path": "/x"}, {"path": "/;Domain=x/"}, {"path": "/\r\n/"}],
+    [
+        {"key": 1},
+        [],
+        "x",
+        {"other": "x"},
+        {"path": "x"},
+        {"path": "/x"},
+        {"path": "/;Domain=x/"},
+        {"path": "/\u65e5/"},
+        {"path": "/\r\n/"},
+    ],
 )
 def test_what_is_not_asked_for_is_refused(web: Tau, given: Any) -> None:
     browser = Browser(web)
@@ -331,6 +341,8 @@ def test_who_logs_out_is_out(web: Tau, browser: Browser) -> None:
 
 def test_who_logs_in_again_leaves_no_session_behind(web: Tau, browser: Browser) -> None:
     before = dict(browser.cookies)
+    assert browser("POST", "login", {"word": "of a link that somebody has laid out"})[0] == 401
+    assert browser("GET", "who")[0] == 200
     browser.log_in(word=word_of(web))
     browser.cookies = before
     assert browser("GET", "who")[0] == 401
@@ -412,6 +424,19 @@ def test_a_key_has_few_sessions_and_takes_none_from_others() -> None:
         assert [browser("GET", "who")[0] for browser in (*browsers, other)] == [401, 401, 200, 200, 200]
     made.stop()
     made.home.parent.rmdir()
+
+
+def test_a_restored_home_has_no_session_of_the_backup() -> None:
+    with running(open_home()) as made:
+        browser, saved = Browser(made), made.work / "saved.tau"
+        browser.log_in(word=word_of(made))
+        made("backup", saved)
+        made("shutdown")
+        restored = run("taud", "--restore", saved, "--replace", cwd=made.work, environ=made.environ)
+        assert restored.exit == 0, restored.err
+        made.start()
+        assert browser("GET", "who")[0] == 401
+        browser.log_in(word=word_of(made))
 
 
 # Other web pages.
