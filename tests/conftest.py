@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import answers
+import hypothesis
 import pytest
 from nursery import Child, Nursery, process_name
 
@@ -33,6 +34,12 @@ FAULTS = int(os.environ.get("TAU_FAULTS", "12"))
 THOROUGH = FAULTS >= 100
 #: Where random tests begin.
 SEED = int(os.environ.get("TAU_SEED", "1"))
+#: Neither a slow machine nor luck decides: examples are the same each time, unless TAU_SEED asks for others.
+hypothesis.settings.register_profile(
+    "tau", deadline=None, derandomize="TAU_SEED" not in os.environ, database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+hypothesis.settings.load_profile("tau")
 TAXIS = REPOSITORY.parent / "shared" / "data" / "taxis.csv"
 #: What tests must not inherit from whoever runs them.
 ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith(("TAU_", "XDG_", "NO_COLOR"))}

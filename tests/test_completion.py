@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PATIENCE_S, Tau, eventually, python
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import tau as module
@@ -346,7 +346,6 @@ WORDS = [
 
 
 @given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=6))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_line_is_too_odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
     for name in ("TAU_HOME", "HOME", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, str(tmp_path))

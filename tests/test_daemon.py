@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE_S, THOROUGH, Tau, eventually, free_port, is_running, python, served
+from conftest import ENVIRON, PATIENCE_S, THOROUGH, Tau, eventually, free_port, is_running, python, served
 
 import tau as module
 
@@ -228,11 +228,12 @@ def test_an_upgrade_under_a_live_run_and_the_way_back(fresh: Tau, tmp_path: Path
 
 @pytest.fixture(scope="module")
 def newer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a newer Tau of the same schema is."""
+    """Where a newer Tau of the same schema is, compiled: clients wait 30 s for the next daemon."""
     folder = tmp_path_factory.mktemp("newer")
     source = Path(module.__file__).read_text(encoding="utf-8")
     source = source.replace(f'__version__ = "{module.__version__}"', '__version__ = "99.0"')
     (folder / "tau.py").write_text(source, encoding="utf-8")
+    subprocess.run(python("pack"), env=ENVIRON | {"PYTHONPATH": str(folder)}, check=False)
     return folder
 
 

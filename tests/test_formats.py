@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import Context
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tau as module
@@ -24,7 +24,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 CELLS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
 #: Column names that a careless writer trips over.
 ODD = ["a", "with space", 'quo"te', "select", "comma,", "line\nend", "ünï", "", "a.b", "%s", ":x", "back\\slash"]
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=60)
 FORMATS = ["csv", "tsv", "json", "jsonl"]
 
 

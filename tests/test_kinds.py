@@ -382,7 +382,6 @@ def same_in_a_file(name: str, given: Any, back: Any) -> bool:
 @settings(
     max_examples=170 if THOROUGH else 10,  # a thousand over all targets
     phases=[*Phase] if THOROUGH else [Phase.explicit, Phase.generate],  # to shrink takes long
-    deadline=None,
     suppress_health_check=[*HealthCheck],
 )
 def test_any_rows_come_back_or_are_refused_by_name(

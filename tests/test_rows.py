@@ -57,7 +57,7 @@ def test_a_sql_step_keeps_types(case: str, ctx: Context) -> None:
         )
     )
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_sql_step_keeps_any_row(rows: list[dict[str, Any]]) -> None:
     query = "SELECT i, t, d, n, b FROM data"
     if rows:

@@ -156,7 +156,7 @@ def test_a_secret_leaves_no_trace_while_the_run_goes_on(told: Tau) -> None:
     st.text(max_size=5),
     st.text(max_size=5),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_spelling_of_any_secret_is_left_in_a_text(secret: str, before: str, after: str) -> None:
     mask = module.Mask()
     mask.add(secret)

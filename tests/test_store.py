@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -426,8 +426,7 @@ class Books(RuleBasedStateMachine):
 #: More of them, and others each time, with for example EXAMPLES=2000.
 EXAMPLES = int(os.environ.get("EXAMPLES", "0"))
 Books.TestCase.settings = settings(
-    max_examples=EXAMPLES or 15, stateful_step_count=40, deadline=None, derandomize=not EXAMPLES, database=None,
-    suppress_health_check=[HealthCheck.too_slow],
+    max_examples=EXAMPLES or 15, stateful_step_count=40, derandomize=not EXAMPLES
 )  # fmt: skip
 TestBooks = Books.TestCase
 

@@ -230,7 +230,7 @@ DAYS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=200 if THOROUGH else 60, deadline=None, derandomize=True)
+@settings(max_examples=200 if THOROUGH else 60)
 @given(
     fields=st.tuples(*(written(least, most) for _, least, most in FIELDS)),
     day=st.sampled_from(DAYS),
@@ -258,7 +258,7 @@ def comes(fields: tuple[Written, ...], year: int) -> bool:
     return any(d <= calendar.monthrange(year, m)[1] for m in month.values for d in day.values)
 
 
-@settings(max_examples=60 if THOROUGH else 30, deadline=None, derandomize=True)
+@settings(max_examples=60 if THOROUGH else 30)
 @given(
     case=st.sampled_from(CASES),
     start=st.integers(-3 * 86_400, 3 * 86_400),

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import ENVIRON, PATIENCE_S, Context, Tau
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from postgres import importable
 
@@ -378,7 +378,7 @@ ROWS = st.fixed_dictionaries(
 
 
 @given(st.lists(st.tuples(st.sampled_from(["replace", "upsert"]), st.lists(ROWS, max_size=6)), max_size=4))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 def test_upserts_do_what_a_dictionary_does(ctx: Context, loads: list[tuple[str, list[dict[str, Any]]]]) -> None:
     for target in ("sqlite:///props.db", "props.json"):
         Path("props.db").unlink(missing_ok=True)
