@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ENVIRON, PATIENCE_S, SEED, THOROUGH, Tau, eventually, make_home, python
+from conftest import ENVIRON, SEED, THOROUGH, Tau, eventually, make_home, run
 from test_database import contents, golden, next_schema, opened, version_of  # noqa: F401
 
 import tau as module
@@ -35,12 +35,9 @@ COUNTING = """
 
 def taud(tau: Tau, *words: Any) -> tuple[int, Any]:
     """`taud` with words that make it return: its exit code, and what it prints or refuses with."""
-    done = subprocess.run(
-        [*python("taud"), "--json", *map(str, words)], env=tau.environ, cwd=tau.work, capture_output=True, text=True,
-        timeout=PATIENCE_S,
-    )  # fmt: skip
-    assert "Traceback" not in done.stderr
-    return done.returncode, json.loads((done.stdout or done.stderr).splitlines()[-1])
+    done = run("taud", "--json", *words, cwd=tau.work, environ=tau.environ)
+    assert "Traceback" not in done.err
+    return done.exit, json.loads((done.out or done.err).splitlines()[-1])
 
 
 def question(path: Path, sql: str) -> list[tuple[Any, ...]]:
@@ -414,9 +411,9 @@ def test_a_backup_of_an_older_schema_is_restored_and_then_migrated(tmp_path: Pat
 #: Does a work on a copy of a home again and again, each time killed before one more statement or change of a
 #: name than the last time, until it is done.  After each death it says what the home is like; then it is done.
 KILLED = """
-import asyncio, os, shutil, signal, sqlite3, sys
+import asyncio, itertools, os, shutil, signal, sqlite3, sys
 import tau
-work, home, original, copy = sys.argv[1:]
+work, home, original, copy, step = sys.argv[1:]
 database = home + "/tau.db"
 real = {"connect": sqlite3.connect, "rename": os.rename, "unlink": os.unlink}
 def backup():
@@ -441,15 +438,15 @@ for fatal in range(1, 1000):
         os.unlink(copy)
     pid = os.fork()
     if not pid:
-        left = fatal
-        def count(*_):
+        left, statements = fatal, itertools.count(1)
+        def count():
             global left
             left -= 1
             if not left:
                 os.kill(os.getpid(), signal.SIGKILL)
         def connect(*words, **more):
             db = real["connect"](*words, **more)
-            db.set_trace_callback(count)
+            db.set_trace_callback(lambda statement: next(statements) % int(step) or count())
             return db
         def counted(name):
             def call(*words, **more):
@@ -492,7 +489,8 @@ def torn(tmp_path: Path) -> Path:
 def deaths(torn: Path, work: str, copy: Path) -> list[list[str]]:
     """What each death left, word by word."""
     code = [sys.executable, "-P", "-c", KILLED, work, torn.parent / "home", torn, copy]
-    done = subprocess.run(code, env=ENVIRON, capture_output=True, text=True, timeout=120)
+    code.append("1" if THOROUGH else "4")  # every statement, or some of them
+    done = subprocess.run([*map(str, code)], env=ENVIRON, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [line.split() for line in done.stdout.splitlines()]
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE_S, REPOSITORY, Tau, python
+from conftest import REPOSITORY, Tau, run
 
 import tau as module
 
@@ -96,9 +95,9 @@ BAD = {
 @pytest.mark.parametrize("text", BAD)
 def test_a_wrong_configuration_is_refused_at_start(home: Tau, text: str) -> None:
     (home.home / "tau.toml").write_text(text)
-    done = subprocess.run(python("taud"), env=home.environ, capture_output=True, text=True, timeout=PATIENCE_S)
-    error = json.loads(done.stderr.splitlines()[-1])["error"]
-    assert (done.returncode, error["code"]) == (2, "bad_request")
+    done = run("taud", cwd=home.work, environ=home.environ)
+    error = json.loads(done.err.splitlines()[-1])["error"]
+    assert (done.exit, error["code"]) == (2, "bad_request")
     assert BAD[text][0] in error["message"]
     assert BAD[text][1] in error["hint"]
 
@@ -122,16 +121,10 @@ def test_a_home_that_cannot_be_one_is_refused_without_a_traceback(home: Tau) -> 
     (home.work / "file").touch()
     for place in (home.work / "file", home.work / "file" / "below", Path("/proc/1/nothing")):
         for more in ([], ["--detach"]):
-            done = subprocess.run(
-                [*python("taud"), "--home", place, *more],
-                env=home.environ,
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE_S,
-            )
-            assert done.returncode in (4, 5), place
-            assert "Traceback" not in done.stderr
-            assert json.loads(done.stderr.splitlines()[-1])["error"]["hint"]
+            done = run("taud", "--home", place, *more, cwd=home.work, environ=home.environ)
+            assert done.exit in (4, 5), place
+            assert "Traceback" not in done.err
+            assert json.loads(done.err.splitlines()[-1])["error"]["hint"]
 
 
 def test_the_sample_configuration_has_every_setting_with_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
