@@ -404,7 +404,7 @@ def test_a_rehearsal_ends_with_its_time_its_memory_and_its_request(shop: Tau) ->
     like = run_of(shop, pipeline_of("pass"))
     done = rehearse(shop, pipeline_of("time.sleep(300)", "import time"), like, timeout=0.5)
     assert done["status"] == "timed_out"
-    hog = pipeline_of("b'x' * (1 << 30)").replace("@pipeline", "@pipeline(memory='256M')")
+    hog = pipeline_of("b'x' * (1 << 31)").replace("@pipeline", "@pipeline(memory='1G')")
     assert rehearse(shop, hog, like)["error"]["type"] == "MemoryError"
     with shop.connect() as wire:
         files = files_of(pipeline_of("time.sleep(300)", "import time"))
