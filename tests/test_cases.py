@@ -62,9 +62,9 @@ BREAKAGES = {
     ),
     "a slow service": Breakage(
         HEAD
-        + "@pipeline(timeout=0.4)\ndef it(ctx):\n    with ctx.step('ask') as step:\n        step.rows_in = 7\n"
+        + "@pipeline(timeout=2.5)\ndef it(ctx):\n    with ctx.step('ask') as step:\n        step.rows_in = 7\n"
         + "        wait(os.path.exists('slow'))\n    return 1\n\n\ndef wait(long):\n    time.sleep(30 * long)\n",
-        ('"limit_s":0.4', "@pipeline(timeout=…)", "time.sleep(30 * long)", '"rows_in":7', '"elapsed_s"'),
+        ('"limit_s":2.5', "@pipeline(timeout=…)", "time.sleep(30 * long)", '"rows_in":7', '"elapsed_s"'),
         ({}, {"slow": ""}),
     ),
     "out of memory": Breakage(

@@ -188,7 +188,7 @@ def test_a_success_and_a_failure_there_are_told_as_here(far: Tau) -> None:
 @pytest.mark.parametrize("name", SAME)
 def test_the_document_is_that_of_a_local_run(far: Tau, name: str) -> None:
     source = "from tau import pipeline\n" + textwrap.dedent(SAME[name]).lstrip("\n")
-    limit = "timeout=1.0" if name == "a time limit" else ""
+    limit = "timeout=2.5" if name == "a time limit" else ""
     far.deploy(re.sub(r"^(async )?def it\(", rf"@pipeline({limit})\n\g<0>", source, flags=re.MULTILINE))
     runs = [far.command("run", "it", "--executor", executor).json for executor in ("local", "far")]
     assert [run["executor"] for run in runs] == [None, "far"]
