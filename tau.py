@@ -22914,8 +22914,9 @@ def facts_at_stop(main: FrameType | None, folder: str) -> Json:
         # What a loop of asyncio calls, and one of any library.
         loops = vars(asyncio.BaseEventLoop)["_run_once"].__code__, asyncio.Runner.run.__code__
         called = itertools.takewhile(lambda pair: pair[0].f_code not in loops, traceback.walk_stack(main))
-        # A loop that waits is in `selectors`, or in a callback of its own, by which the signal wakes it.
-        busy = [pair for pair in called if not re.match("asyncio|selectors", pair[0].f_globals["__name__"])][::-1]
+        # A loop that waits is in `selectors`, here (see lazy_loop), or in a callback by which the signal wakes it.
+        idle = rf"asyncio|selectors|{__name__}$"
+        busy = [pair for pair in called if not re.match(idle, pair[0].f_globals["__name__"])][::-1]
         facts["blocked"] = bool(busy)
         lines = ["{file}:{line} {code}".format(**about) for _, about in user_places(busy, folder) if about["user"]]
         facts |= {"blocked_at": lines[-1]} if lines else {}
