@@ -3,12 +3,13 @@
     python tests/bench.py [FIGURE ...]
 
 Prints one JSON line per figure and then a table.  Needs an installed `tau` (its console script is timed);
-takes under four minutes; leaves nothing behind.
+takes under five minutes; leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import json
 import os
 import resource
@@ -264,19 +265,78 @@ FORKS = """
 
 def throughput() -> Iterator[dict[str, Any]]:
     """Durable isolated runs per second, ten at once, in turn with the floor: two forks with asyncio at once."""
-    rates, floors, done = [], [], 0
+    rates, floors = [], []
     with daemon() as running:
         for count in (100, 600, 600, 600):
             floors.append(floor_script(FORKS))
-            began = time.perf_counter()
-            pipelined(running, count, "noop")
-            done += count
-            while running.client.call("status", {})["runs"]["success"] < done:
-                time.sleep(0.02)
-            rates.append(count / (time.perf_counter() - began))
+            rates.append(rate_of(running, "noop", count))
     ours, floor = statistics.median(rates[1:]), statistics.median(floors[1:])
     yield figure("runs per second", ours, "/s", floor, ours / floor, ">= 0.5", ours / floor >= 0.5)
     yield figure("runs per second, quiet", ours, "/s", None, None, ">= 300", ours >= 300)
+
+
+#: What is imported at module level → the modules it needs; with a header, the packages of an environment of its own.
+IMPORTS = (
+    ("import pandas", "pandas", ""),
+    ("import sqlalchemy, psycopg", "sqlalchemy psycopg", ""),
+    ("import pyarrow, duckdb", "pyarrow duckdb", ""),
+    ("import polars", "", "polars"),
+)
+
+
+def warm_starts() -> Iterator[dict[str, Any]]:
+    """From the request to the first line of a pipeline that imports libraries, cold and warm; the floor is a bare one's."""
+    for imports, needed, packages in IMPORTS:
+        if all(map(importlib.util.find_spec, needed.split())):
+            with daemon("[daemon]\nload_timeout_s = 60\n") as running:
+                yield from warm_start(running, imports, packages)
+
+
+def warm_start(running: Daemon, imports: str, packages: str) -> Iterator[dict[str, Any]]:
+    """The figures of one set of imports."""
+    for name, options in (("cold", "warm=False"), ("library", "")):
+        text = f"# /// script\n# dependencies = ['{packages}']\n# ///\n" if packages else ""
+        text += f"import time\nfrom tau import pipeline\n{imports}\n@pipeline(name={name!r}, {options})\n"
+        text += "async def it(ctx):\n    return time.monotonic_ns()\n"
+        running.client.call("deploy", {"files": [{"path": f"{name}.py", "text": text}]})
+    title = imports + " (own environment)" * bool(packages)
+    cold = statistics.median(until_first_line(running, "cold") for _ in range(5))
+    until_first_line(running, "library")
+    until = time.monotonic() + 30
+    while (state := running.client.call("show", {"name": "library"})["warm"])["state"] != "warm":
+        if time.monotonic() > until or state["state"] == "cold":
+            yield figure(f"{title}: stays {state['state']}, {state['why']}", cold, "ms", None, None, "warm", False)
+            return
+        time.sleep(0.05)
+    first, *more = (until_first_line(running, "library") for _ in range(60))
+    bare = statistics.median([until_first_line(running, "noop") for _ in range(60)][10:])
+    tenth = statistics.median(more[8:])
+    yield figure(f"{title}, cold", cold, "ms", bare, cold / bare, "-", True)
+    yield figure(f"{title}, first warm", first, "ms", bare, first / bare, "-", True)
+    yield figure(f"{title}, tenth warm", tenth, "ms", bare, tenth / bare, "<= 2", tenth / bare <= 2)
+    yield figure(f"{title}, sooner", cold / tenth, "times", None, None, ">= 20", cold / tenth >= 20)
+    size = state["memory_bytes"] / 1e6
+    yield figure(f"{title}, memory", size, "MB", None, None, "-", True)
+    if imports == "import pandas":
+        rates = {name: [rate_of(running, name) for _ in range(3)] for name in ("library", "noop")}
+        ours, floor = (statistics.median(rates[name]) for name in rates)
+        yield figure(f"{title}, runs per second", ours, "/s", floor, ours / floor, ">= 0.5", ours / floor >= 0.5)
+
+
+def until_first_line(running: Daemon, name: str) -> float:
+    """Milliseconds from a request to what the run says is now."""
+    began = time.monotonic_ns()
+    took: float = (running.run(name)["result"] - began) / 1e6
+    return took
+
+
+def rate_of(running: Daemon, name: str, count: int = 300) -> float:
+    """Runs per second, ten at once."""
+    done, began = running.client.call("status", {})["runs"]["success"], time.perf_counter()
+    pipelined(running, count, name)
+    while running.client.call("status", {})["runs"]["success"] < done + count:
+        time.sleep(0.02)
+    return count / (time.perf_counter() - began)
 
 
 def pipelined(running: Daemon, count: int, name: str) -> list[str]:
@@ -771,6 +831,7 @@ FIGURES = (
     status_command,
     first_line,
     throughput,
+    warm_starts,
     acknowledgements,
     from_the_shell,
     steps,

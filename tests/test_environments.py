@@ -15,12 +15,12 @@ from test_terminal import typed
 import tau as module
 
 
-def wheel(folder: Path, version: str) -> Path:
+def wheel(folder: Path, version: str, more: str = "") -> Path:
     """A package `tinything` of one module, as a wheel that needs no index."""
     path = folder / f"tinything-{version}-py3-none-any.whl"
     about = f"tinything-{version}.dist-info"
     with zipfile.ZipFile(path, "w") as file:
-        file.writestr("tinything.py", f"VERSION = {version!r}\n")
+        file.writestr("tinything.py", f"VERSION = {version!r}\n{more}")
         file.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: tinything\nVersion: {version}\n")
         file.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         names = ("tinything.py", f"{about}/METADATA", f"{about}/WHEEL", f"{about}/RECORD")

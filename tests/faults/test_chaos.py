@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FAULTS, SEED, Tau, eventually, is_running, make_home, started
+from conftest import FAULTS, SEED, Tau, eventually, is_running
+from shelf import shelf
 
 import tau as module
 
@@ -29,6 +30,7 @@ KILLS_OF_A_HOME = 100
 
 PIPELINES = """
 import concurrent.futures, glob, multiprocessing, os, random, signal, subprocess, threading, time
+import lib
 from tau import pipeline
 
 def note(ctx, word):
@@ -135,6 +137,8 @@ def hostile(ctx, way: str, pause: float = 0.0):
         subprocess.Popen(["sleep", "1000"], start_new_session=luck.random() < 0.5)
     luck.choice((lambda: None, lambda: os._exit(3), lambda: os.kill(os.getpid(), signal.SIGKILL)))()
 """
+#: How often each is killed.
+WEIGHTS = {"daemon": 6, "fork server": 3, "warm": 3, "run": 1}
 #: What the hostile pipeline does.
 WAYS = ("forge", "forge", "replace", "flood", "leave")
 
@@ -214,11 +218,12 @@ class Chaos:
     def kill(self, luck: random.Random) -> None:
         """Something dies, at once; a dead daemon gets an heir."""
         try:
-            found = self.tau.call("status")["processes"]
+            status = self.tau.call("status")
         except (AssertionError, OSError, TypeError):
             return
-        roles = [one for one in found if one["role"] in ("daemon", "fork server", "run")]
-        weights = [{"daemon": 6, "fork server": 3, "run": 1}[one["role"]] for one in roles]
+        found = status["processes"] + [{"role": "warm", "pid": one["pid"]} for one in status["warm"] if one["pid"]]
+        roles = [one for one in found if one["role"] in WEIGHTS]
+        weights = [WEIGHTS[one["role"]] for one in roles]
         chosen = luck.choices(roles, weights)[0]
         try:
             os.kill(chosen["pid"], signal.SIGKILL)
@@ -321,8 +326,9 @@ def check_run(db: sqlite3.Connection, run: dict[str, Any], noted: Counter[tuple[
 @pytest.fixture
 def victim() -> Iterator[Tau]:
     """A daemon that is going to be killed."""
-    config = "[daemon]\nstop_grace_s = 0.3\n[scheduler]\nmax_concurrent = 4\n"
-    yield from started(make_home(config))
+    with shelf("[scheduler]\nmax_concurrent = 4\n") as made:
+        made.install("lib")
+        yield made.start().tau
 
 
 ROUNDS = [min(KILLS_OF_A_HOME, KILLS - done) for done in range(0, KILLS, KILLS_OF_A_HOME)]
