@@ -6487,7 +6487,7 @@ async def status(call: Call) -> Json:
         "storage": {"free_bytes": disk.f_bavail * disk.f_frsize, "refused_at": daemon.store.database.refused_at},
         "stopping": daemon.stopping,
         "warnings": [*daemon.warnings.values()],
-        "warm": daemon.runner.starter.warm,
+        "warm": [omit(row, ("forced",)) for row in daemon.runner.starter.warm],
         "task_failures": [] if call.caller.patterns else [*daemon.store.metrics.failures.values()],
     }
 
@@ -8860,7 +8860,7 @@ class Daemon:
 #: Settings that hold as soon as the configuration file is read again.
 RELOADED = (
     *("log_level", "connections", "executors", "notify", "heal", "hosts", "public_url"),
-    *("api_key", "api_key_file", "api_key_hash"),
+    *("api_key", "api_key_file", "api_key_hash", "warm_processes", "warm_idle_s", "warm_bytes"),
 )
 #: Settings, with the files they name, that also hold then if the port speaks TLS already.
 TLS_SETTINGS = ("tls_cert", "tls_key", "tls_client_ca")
@@ -12392,13 +12392,14 @@ class Starter:
         imports = options.get("imports") or {"modules": [], "cold": None}
         is_off = options.get("warm") is False or not self.settings["warm_processes"]
         why = "@pipeline(warm=False)" if options.get("warm") is False else imports["cold"]
-        state = "off" if is_off else "cold" if why else "none" if not imports["modules"] else "starting"
-        told = [row for row in self.warm if row["imports"] == imports["modules"] and state == "starting"]
-        found = next((row for row in told if row["environment"] == options.get("environment")), None)
-        figures = dict.fromkeys(("import_ms", "memory_bytes", "pid"))
-        return {"state": state, "imports": imports["modules"], "why": why, **figures} | omit(
-            found or {}, ("environment",)
+        state = "off" if is_off else "cold" if why else "none"
+        about = {"imports": imports["modules"], "environment": options.get("environment")}
+        about["forced"] = options.get("warm") is True
+        told = (
+            [row for row in self.warm if about.items() <= row.items()] if state == "none" and imports["modules"] else []
         )
+        document = {**dict.fromkeys(("import_ms", "memory_bytes", "pid")), "state": state, "why": why, **about}
+        return omit(document | (told[-1] if told else {}), ("environment", "forced"))
 
     def send(self, job: Json, process: Process) -> None:
         limits = ("log_lines", "log_bytes", "result_bytes", "memo_bytes", "sample_rows", *PROCESS_LIMITS)
@@ -16225,6 +16226,8 @@ SPARE_S = 10.0
 WORTH_MS = 5.0
 #: How much of what libraries print at import is printed again in each run, and how many cold sets are remembered.
 SAID_BYTES_MAX, COLD_KEPT = 8_192, 200
+#: Threads that a fork may lose: jemalloc, an allocator that several libraries contain, does without its own in a child.
+CAN_BE_LOST = ("jemalloc_bg_thd",)
 #: What a child reads first: its pid is known.  And what a warm process is asked for.
 KNOWN, NOW, AHEAD = b"\n", b"now", b"ahead"
 
@@ -16236,6 +16239,7 @@ class Mother:
     """
 
     import_ms: float | None = None
+    pid = 0
 
     def __init__(self, server: ForkServer) -> None:
         self.server = server
@@ -16243,14 +16247,12 @@ class Mother:
         self.pipes: list[int] = []  # to the children that are being forked, in that order
         self.spare: tuple[int, int] | None = None  # a child that waits for a job, and the pipe to it
         self.used_at = 0.0
-        self.live = 0  # how many of its runs are
 
     def take(self, job: Json) -> None:
         """Gives a child a job, as soon as there is one."""
         self.used_at = monotonic()
         if self.spare is None:
             self.fork(NOW)
-        self.live += 1
         self.jobs.append(job)
         if self.spare is not None:
             self.give(*self.spare)
@@ -16277,14 +16279,16 @@ class Mother:
         self.spare = (pid, pipe) if not self.jobs else None
         if self.jobs:
             job = self.jobs.pop(0)
-            if self.import_ms is not None:
-                job["import_saved_ms"] = self.import_ms
             try:
                 with open(pipe, "wb") as file:
                     file.write(encode(job))
-                self.server.began(job, pid)
             except BrokenPipeError:  # the child was killed; sweep() reaps it
                 self.server.begin(job, None)
+                return
+            job["mother"] = self.pid
+            if self.import_ms is not None:
+                job["import_saved_ms"] = self.import_ms
+            self.server.began(job, pid)
 
     def fork_spare(self) -> None:
         """Has a spare child while runs are being started."""
@@ -16311,7 +16315,7 @@ class WarmProcess(Mother):
     def __init__(self, key: WarmKey, server: ForkServer) -> None:
         super().__init__(server)
         self.key, self.state = key, "waiting"  # then starting, importing, warm
-        self.pid, self.channel = 0, -1
+        self.channel = -1
         self.since = self.asked_at = self.used_at = monotonic()
         self.memory_bytes: int | None = None
 
@@ -16331,7 +16335,9 @@ class WarmProcess(Mother):
 
     def hear(self) -> Json | None:
         """Takes a child that it has forked, or returns what it says of its imports; {} if it can do no more."""
-        message = os.read(self.channel, 1 << 18)
+        message = b""
+        with contextlib.suppress(OSError):  # it was killed before it read all
+            message = os.read(self.channel, 1 << 18)
         answer: Json = json.loads(message) if message else {}
         if answer.get("pid"):
             self.state = self.state if self.key[2] else "warm"
@@ -16342,7 +16348,7 @@ class WarmProcess(Mother):
     def look(self, is_wanted: bool) -> str | None:
         """Does what is due.  Returns why it is not fit; "" if it is just not needed any more, or does not answer."""
         now = monotonic()
-        if (self.pipes and now > self.asked_at + FORK_S) or not (is_wanted or self.live):
+        if (self.pipes and now > self.asked_at + FORK_S) or not (is_wanted or self.is_used()):
             return ""
         if self.state == "importing" and now > self.asked_at + IMPORT_S:
             return f"the import took longer than {IMPORT_S:g} s"
@@ -16350,10 +16356,14 @@ class WarmProcess(Mother):
             if self.state == "waiting":
                 self.begin()
             self.state, self.asked_at = "importing", now
-            os.write(self.channel, encode(self.key[2:]))
+            with contextlib.suppress(OSError):  # it has died
+                os.write(self.channel, encode(self.key[2:]))
         if self.state == "warm":
             self.fork_spare()
         return None
+
+    def is_used(self) -> bool:
+        return self.jobs != [] or any(job.get("mother") == self.pid for job in self.server.jobs.values())
 
     def has_to_import(self) -> bool:
         return self.state in ("waiting", "starting") and self.key[2] != ()
@@ -16403,11 +16413,16 @@ class Nursery:
         if job["warming"] != self.most:
             self.most = job["warming"]
             self.cold.clear()
+            while len(self.warm) > self.most["warm_processes"] and self.remove_idle():
+                pass
         imports = job.get("imports") or {"modules": (), "cold": None}
         is_cold = imports["cold"] or job.get("is_warm") == 0
         where, modules = (job["python"], job["packages"]), () if is_cold else tuple(imports["modules"])
         key: WarmKey = (*where, modules, modules != () and job.get("is_warm") == 1)
         key = (*where, (), False) if key in self.cold else key
+        for old in [process for process in self.warm.values() if process.key[0] == key[0]]:
+            if old.key[1] != key[1] and not old.is_used():  # other packages
+                self.remove(old)
         if (bare and not key[2]) or (key not in self.warm and not self.make_room()):
             return bare
         found = self.warm[key] = self.warm.get(key) or WarmProcess(key, self.server)
@@ -16417,7 +16432,6 @@ class Nursery:
                 found.begin()
             except OSError:
                 self.remove(found)
-        job["mother"] = key
         return found if found.state in ("warm", "starting") else bare
 
     def make_room(self) -> bool:
@@ -16428,7 +16442,7 @@ class Nursery:
         return True
 
     def remove_idle(self, spared: WarmProcess | None = None) -> bool:
-        idle = [process for process in self.warm.values() if not process.live and process is not spared]
+        idle = [process for process in self.warm.values() if not process.is_used() and process is not spared]
         if idle:
             self.remove(min(idle, key=lambda process: process.used_at))
         return idle != []
@@ -16480,14 +16494,14 @@ class Nursery:
         yield from self.own.due()
         for process in self.warm.values():
             yield from process.due()
-            if not process.live:
+            if not process.is_used():
                 yield process.used_at + self.most["warm_idle_s"]
 
     def ended(self, job: Json) -> None:
         """Notes that a run has ended."""
-        if "mother" in job and (process := self.warm.get(job["mother"])) is not None:
-            process.live -= 1
-            process.used_at = monotonic()
+        for process in self.warm.values():
+            if process.pid == job.get("mother"):
+                process.used_at = monotonic()
 
     def channels(self) -> list[int]:
         return [process.channel for process in self.warm.values() if process.channel >= 0]
@@ -16507,7 +16521,7 @@ class Nursery:
 
 
 def warm_document(key: WarmKey, state: str, **figures: Any) -> Json:
-    about = {"environment": key[0] and key[0].split(os.sep)[-3], "imports": key[2], "state": state}
+    about = {"environment": key[0] and key[0].split(os.sep)[-3], "imports": key[2], "state": state, "forced": key[3]}
     return about | dict.fromkeys(("why", "import_ms", "memory_bytes", "pid")) | figures
 
 
@@ -16569,6 +16583,7 @@ def import_ahead(modules: list[str], may_leave_threads: bool) -> Json:
         stream.flush()
         stream.reconfigure(write_through=True)  # type: ignore[union-attr]
     SAID.append(os.pread(said, SAID_BYTES_MAX, 0).decode("utf-8", "replace"))
+    os.close(said)
     if why is None:
         gc.collect()
         os.waitpid(os.fork() or os._exit(0), 0)  # some libraries stop their threads before a fork
@@ -16586,7 +16601,8 @@ def belongings() -> dict[str, str]:
     """Returns what a fork would lose or share: the threads, files and children of this process, by /proc's name."""
     found = {}
     for number in os.listdir("/proc/self/task"):
-        found[f"task/{number}"] = f"a thread '{peek(f'/proc/self/task/{number}/comm').strip()}'"
+        if (name := peek(f"/proc/self/task/{number}/comm").strip()) not in CAN_BE_LOST:
+            found[f"task/{number}"] = f"a thread '{name}'"
         for child in peek(f"/proc/self/task/{number}/children").split():
             found[child] = f"a child process '{peek(f'/proc/{child}/comm').strip()}'"
     for number in os.listdir("/proc/self/fd"):
@@ -17222,39 +17238,55 @@ IMPORTS_MAX = 100
 
 
 class Imports:
-    """Notes which libraries a deployed file loads, as the first finder that Python asks for a module."""
+    """Notes which libraries a deployed file loads, as the first finder that Python asks for a module.
+
+    Only those that are loaded before a deployed file does anything else: what it does may change what they do.
+    """
 
     def __init__(self, folder: str) -> None:
-        self.folder = folder
-        self.before = self.surroundings()
+        self.folder = os.path.join(folder, "")
         self.names: list[str] = []
-        self.changed: dict[str, str] = {}  # module → what the file had changed before
-
-    def surroundings(self) -> tuple[dict[str, str], list[str]]:
-        return dict(os.environ), [path for path in sys.path if not is_within(path, self.folder)]
+        self.late: str | None = None  # what comes before a module that is not noted
+        first_act(os.devnull)  # what it imports must not be looked for by us
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         """Notes a module that a deployed file loads itself, not a library.  It finds none."""
         frame: FrameType | None = sys._getframe(1)
-        while frame is not None and frame.f_code.co_name != "<module>":
+        bodies: dict[str, int] = {}  # file of each module that is being executed, the innermost first → its line
+        while frame is not None:
+            if frame.f_code.co_name == "<module>":
+                bodies.setdefault(frame.f_code.co_filename, frame.f_lineno)
             frame = frame.f_back
-        if frame is not None and is_within(frame.f_code.co_filename, self.folder) and len(self.names) < IMPORTS_MAX:
-            self.names.append(name)
-            both = zip(("os.environ", "sys.path"), self.before, self.surroundings(), strict=True)
-            if changed := [what for what, before, now in both if before != now]:
-                self.changed[name] = changed[0]
+        if self.late or len(self.names) == IMPORTS_MAX or not next(iter(bodies), "").startswith(self.folder):
+            return
+        for file in {*bodies, *map(module_place, [*sys.modules])}:
+            act = first_act(file) if file.startswith(self.folder) and file.endswith(".py") else sys.maxsize
+            if act <= bodies.get(file, sys.maxsize - 1):
+                self.late = f"{file.removeprefix(self.folder)}, line {act}, comes before the import of {name}"
+        self.names += [] if self.late else [name]
 
     def document(self) -> Json:
         """Returns the libraries' modules, and why no warm process may import them."""
         sites = [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
-        modules = [name for name in self.names if any(is_within(module_place(name), site) for site in sites)]
-        own = {name.partition(".")[0] for name in sys.modules if is_within(module_place(name), self.folder)}
-        cold = next((f"the file changes {self.changed[name]} before it imports {name}" for name in modules
-                     if name in self.changed), None)  # fmt: skip
-        for name in own & {*self.names} if modules else ():
-            if importlib.machinery.PathFinder.find_spec(name, sites) is not None:
+        inside = tuple(os.path.join(site, "") for site in sites)
+        modules = [name for name in self.names if module_place(name).startswith(inside)]
+        cold = None if modules else self.late
+        for name in {name.partition(".")[0] for name in sys.modules if module_place(name).startswith(self.folder)}:
+            if modules and importlib.machinery.PathFinder.find_spec(name, sites) is not None:
                 cold = f"a module beside the file has the name of a library: {name}"
         return {"modules": modules, "cold": cold}
+
+
+@functools.cache
+def first_act(path: str) -> int:
+    """Returns the first line at which a file's body calls something, or changes more than a name of its own."""
+    definitions = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
+    acts = [sys.maxsize]
+    for node in ast.parse(read_bytes(path, DEPLOYMENT_BYTES_MAX) or b"").body:
+        for part in () if isinstance(node, definitions) else ast.walk(node):
+            if isinstance(part, (ast.Call, ast.Attribute, ast.Subscript)):
+                acts += [] if isinstance(getattr(part, "ctx", None), ast.Load) else [part.lineno]
+    return min(acts)
 
 
 def module_place(name: str) -> str:

@@ -88,6 +88,20 @@ class Shelf:
         return self.becomes("warm", name=name)
 
 
+def strays(tau: Tau) -> set[int]:
+    """Processes of this home that belong to nobody: neither the daemon, its fork server, nor a child kept ready."""
+    ours = set(tau.processes())
+    return {pid for pid in set(tau.remains()) - ours if parent(pid) not in ours}
+
+
+def parent(pid: int) -> int:
+    """The parent of a process; 0 if it has just gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
 @contextmanager
 def shelf(config: str = "") -> Iterator[Shelf]:
     """A shelf whose daemon is not started yet; it is stopped afterwards."""

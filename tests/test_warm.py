@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import Tau, eventually, is_running
-from shelf import WORTH_S, Shelf, descriptors, how, logged, shelf
+from shelf import WORTH_S, Shelf, descriptors, how, logged, shelf, strays
 from test_environments import header, needs, wheel
 
 import tau as module
@@ -44,7 +44,8 @@ def stand() -> Iterator[Shelf]:
 def test_the_first_run_is_cold_and_the_second_warm(stand: Shelf) -> None:
     stand.install("lib", "import time\ntime.sleep(0.1)\n")
     stand.deploy(USES)
-    assert stand.state() == {"state": "none", "why": None, "import_ms": None, "memory_bytes": None, "pid": None}
+    nothing = {"why": None, "import_ms": None, "memory_bytes": None, "pid": None}
+    assert stand.state() == {"state": "none", "imports": ["lib"], **nothing}
     first = stand.run()
     assert (first["result"], how(first), first["resources"]["import_saved_ms"]) == ("1.0", "cold", None)
     state = stand.becomes("warm")
@@ -286,7 +287,7 @@ def test_a_library_that_keeps_what_a_fork_would_tear_stays_cold(stand: Shelf, ca
     assert state["pid"] is None
     run = stand.run()
     assert (run["status"], run["result"], how(run)) == ("success", "1.0", "cold")
-    eventually(lambda: not [one for one in stand.tau.remains() if one not in stand.tau.processes()])
+    eventually(lambda: not strays(stand.tau))
 
 
 #: What is done with by the end of the import.
@@ -396,20 +397,19 @@ def test_a_library_that_ends_when_it_is_imported_anew_leaves_its_runs_cold(stand
     assert stand.tau.call("status")["task_failures"] == []
 
 
-def test_a_library_that_hangs_always_cannot_be_deployed(stand: Shelf) -> None:
-    (stand.tau.home / "tau.toml").write_text("[daemon]\nload_timeout_s = 0.5\nstop_grace_s = 0.5\n")
-    os.kill(stand.tau.pid(), signal.SIGHUP)
-    stand.install("lib", "import time\nwhile True:\n    time.sleep(0.01)\n")
-    path = stand.tau.write(USES)
-    error = stand.tau("deploy", path, exit=2)
-    assert error["code"] == "load_failed"
+def test_a_library_that_hangs_always_cannot_be_deployed() -> None:
+    with shelf("load_timeout_s = 0.5\n") as stand:
+        stand.install("lib", "import time\nwhile True:\n    time.sleep(0.01)\n")
+        stand.start()
+        error = stand.tau("deploy", stand.tau.write(USES), exit=2)
+        assert error["code"] == "load_failed"
 
 
 #: What a file does before it imports a library, and a word of the reason.
 BEFORE = {
-    "os.environ": ("os.environ['LIB'] = '1'", "environ"),
-    "os.putenv": ("os.putenv('LIB', '1'); os.environ['LIB'] = '1'", "environ"),
-    "sys.path": ("import sys; sys.path.insert(0, '/elsewhere')", "path"),
+    "os.environ": ("os.environ['LIB'] = '1'", "line 2"),
+    "os.putenv": ("os.putenv('LIB', '1'); os.environ['LIB'] = '1'", "line 2"),
+    "sys.path": ("import sys; sys.path.insert(0, '/elsewhere')", "line 2"),
     "a module of its own": ("import sys, textwrap as stub; stub.MINE = True; sys.modules['helper'] = stub", ""),
     "a patch": ("import textwrap; textwrap.MINE = True", ""),
     "a patch of a library": ("import helper; helper.MINE = True", ""),
@@ -719,23 +719,23 @@ def test_together_they_stay_below_their_bound_of_memory() -> None:
             assert stand.warm(name)["memory_bytes"] > 40_000_000
             rows = stand.tau.call("status")["warm"]
             assert sum(row["memory_bytes"] or 0 for row in rows) <= 60_000_000
-        stand.deploy(USES.replace("lib", "huge").replace("def it(", "def huge_("), "huge.py")
+        stand.deploy(USES.replace("lib", "huge").replace("def it(", "def huge_("), "huge_.py")
         assert how(stand.run("huge_")) == "cold"
         state = stand.becomes("cold", name="huge_")
         assert "warm_bytes" in state["why"]
         assert stand.run("huge_")["result"] == "1.0"
 
 
-def test_settings_are_heeded_when_they_change(stand: Shelf) -> None:
+def test_settings_are_heeded_from_the_next_run_on(stand: Shelf) -> None:
     stand.deploy(USES)
     pid = stand.warm()["pid"]
     set_config(stand, "warm_processes = 0\n")
-    stand.becomes("off")
-    eventually(lambda: not is_running(pid))
+    eventually(lambda: stand.state()["state"] == "off")
     assert [how(stand.run()) for _ in range(2)] == ["cold", "cold"]
+    eventually(lambda: not is_running(pid))
     assert stand.tau.call("status")["warm"] == []
     set_config(stand, "warm_processes = 1\n")
-    stand.becomes("none")
+    eventually(lambda: stand.state()["state"] == "none")
     stand.warm()
 
 

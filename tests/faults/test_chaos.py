@@ -14,12 +14,11 @@ import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import FAULTS, SEED, Tau, eventually, is_running
-from shelf import shelf
+from shelf import shelf, strays
 
 import tau as module
 
@@ -279,20 +278,6 @@ def compare(chaos: Chaos) -> Counter[str]:
     db.close()
     eventually(lambda: not strays(tau))
     return Counter(run["status"] for run in runs.values())
-
-
-def strays(tau: Tau) -> set[int]:
-    """Processes of this home that belong to nobody: neither the daemon, its fork server, nor a child kept ready."""
-    ours = set(tau.processes())
-    return {pid for pid in set(tau.remains()) - ours if parent(pid) not in ours}
-
-
-def parent(pid: int) -> int:
-    """The parent of a process; 0 if it has just gone."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return 0
 
 
 def check_run(db: sqlite3.Connection, run: dict[str, Any], noted: Counter[tuple[str, ...]]) -> None:
