@@ -12395,11 +12395,10 @@ class Starter:
         state = "off" if is_off else "cold" if why else "none"
         about = {"imports": imports["modules"], "environment": options.get("environment")}
         about["forced"] = options.get("warm") is True
-        told = (
-            [row for row in self.warm if about.items() <= row.items()] if state == "none" and imports["modules"] else []
-        )
         document = {**dict.fromkeys(("import_ms", "memory_bytes", "pid")), "state": state, "why": why, **about}
-        return omit(document | (told[-1] if told else {}), ("environment", "forced"))
+        for row in self.warm if state == "none" and imports["modules"] else ():
+            document |= row if about.items() <= row.items() else {}
+        return omit(document, ("environment", "forced"))
 
     def send(self, job: Json, process: Process) -> None:
         limits = ("log_lines", "log_bytes", "result_bytes", "memo_bytes", "sample_rows", *PROCESS_LIMITS)
@@ -16285,7 +16284,7 @@ class Mother:
             except BrokenPipeError:  # the child was killed; sweep() reaps it
                 self.server.begin(job, None)
                 return
-            job["mother"] = self.pid
+            job["mother"] = self.pid or None
             if self.import_ms is not None:
                 job["import_saved_ms"] = self.import_ms
             self.server.began(job, pid)
@@ -17281,12 +17280,12 @@ class Imports:
 def first_act(path: str) -> int:
     """Returns the first line at which a file's body calls something, or changes more than a name of its own."""
     definitions = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
-    acts = [sys.maxsize]
-    for node in ast.parse(read_bytes(path, DEPLOYMENT_BYTES_MAX) or b"").body:
-        for part in () if isinstance(node, definitions) else ast.walk(node):
-            if isinstance(part, (ast.Call, ast.Attribute, ast.Subscript)):
-                acts += [] if isinstance(getattr(part, "ctx", None), ast.Load) else [part.lineno]
-    return min(acts)
+    body = ast.parse(read_bytes(path, DEPLOYMENT_BYTES_MAX) or b"").body
+    parts: Any = itertools.chain(*(ast.walk(node) for node in body if not isinstance(node, definitions)))
+    changing = (part for part in parts if isinstance(part, (ast.Call, ast.Attribute, ast.Subscript)))
+    return min(
+        (it.lineno for it in changing if not isinstance(getattr(it, "ctx", None), ast.Load)), default=sys.maxsize
+    )
 
 
 def module_place(name: str) -> str:

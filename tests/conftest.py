@@ -103,14 +103,6 @@ def pytest_configure(config: pytest.Config) -> None:
         subprocess.run(python("pack"), env=ENVIRON, check=False)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the tests of libraries, unless they are asked for."""
-    if not os.environ.get("TAU_LIBRARIES"):
-        left = [item for item in items if item.get_closest_marker("libraries")]
-        config.hook.pytest_deselected(items=left)
-        items[:] = [item for item in items if item not in left]
-
-
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Two workers a core: half of a test's time is a wait for processes."""
@@ -129,10 +121,15 @@ ONE_PYTHON = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks what one Python is enough for; leaves out the tests of libraries, unless they are asked for."""
     for item in items:
         if item.path.stem in ONE_PYTHON:
             item.add_marker("one_python")
+    if not os.environ.get("TAU_LIBRARIES"):
+        left = [item for item in items if item.get_closest_marker("libraries")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
 
 
 @pytest.hookimpl(optionalhook=True)
