@@ -909,23 +909,23 @@ def test_runs_page_by_their_ids_and_are_told_by_trigger(tau: Tau) -> None:
     ids = [tau("run", "it")["run_id"] for _ in range(3)]
     assert [row["run_id"] for row in tau("runs", "it", "--until", ids[2], "--last", "1")["runs"]] == [ids[1]]
     again = tau("retry", ids[0])["run_id"]
-    assert [row["run_id"] for row in tau("runs", "it", "--trigger", "retry")["runs"]] == [again]
+    assert [row["run_id"] for row in tau("runs", "it", "--trigger", "retry", "--since", ids[0])["runs"]] == [again]
     assert {row["rows"] for row in tau("runs", "it", "--since", ids[0])["runs"]} == {5}
 
 
 def test_the_calendar_counts_days_and_coming_ticks(tau: Tau) -> None:
-    tau.deploy_it("def it(ctx, bad: bool = False):\n    assert not bad\n")
-    tau("schedule", "it", "0 * * * *")
-    tau("run", "it")
-    tau("run", "it", "-p", "bad=true", exit=1)
-    answer = tau("calendar", "it", "--days", "3", "--timezone", "Pacific/Auckland")
+    tau.deploy("from tau import pipeline\n@pipeline\ndef counted(ctx, bad: bool = False):\n    assert not bad\n")
+    tau("schedule", "counted", "0 * * * *")
+    tau("run", "counted")
+    tau("run", "counted", "-p", "bad=true", exit=1)
+    answer = tau("calendar", "counted", "--days", "3", "--timezone", "Pacific/Auckland")
     (row,) = answer["pipelines"]
     assert len(answer["days"]) == len(row["past"]) == 3
     assert row["past"][:2] == [{}, {}]
     assert row["past"][2]["success"] >= 1
     assert row["past"][2]["failed"] >= 1
     assert (len(row["coming"]), row["more"], row["cron"]) == (24, False, "0 * * * *")
-    failures = tau("calendar", "it", "--failures", "--days", "1")
+    failures = tau("calendar", "counted", "--failures", "--days", "1")
     assert [{*row["past"][0]} for row in failures["pipelines"]] == [{"failed"}]
 
 
