@@ -6540,7 +6540,7 @@ def calendar(
     name          which pipeline; without it, all of them
     days          how many days, the last of them today
     timezone      whose midnight parts the days, for example Europe/London; without it the configured one
-    failures      only the days with runs that failed, timed out or were lost, and only those runs
+    failures      only what has failed, timed out or was lost, and nothing that is due
 
         tau calendar
         tau calendar orders --days 60 --timezone Europe/London
@@ -6555,20 +6555,25 @@ def calendar(
     for count in call.ask.daily([*past], statuses, [*map(id_at, begins)]):
         past[count["pipeline"]][count["day"]][count["status"]] = count["runs"]
     shown = [row for row in rows if not failures or any(past[row["pipeline"]])]
-    pipelines = [{"pipeline": row["pipeline"], "past": past[row["pipeline"]]} | coming(call, row, now) for row in shown]
+    until = 0 if failures else now + DAY_S
+    pipelines = [
+        {"pipeline": row["pipeline"], "past": past[row["pipeline"]]} | coming(call, row, until) for row in shown
+    ]
     given = {"name": name, "days": days, "timezone": timezone, "failures": failures}
     about = {"timezone": zone.name, "days": [{"day": zone.local(at)[:10], "at": rfc3339(at)} for at in begins[:-1]]}
     return about | listing(call, "pipelines", pipelines, total if len(rows) < total else len(shown), given)
 
 
-def coming(call: Call, row: Json, now: int) -> Json:
-    """Returns the first ticks of a schedule in the coming 24 hours, and whether there are more."""
-    times, zone = timing(row, call.daemon.agenda)
-    begin = max(now, instant_of(row["watermark_at"]))
-    due = times.ticks(begin, now + DAY_S) if times and row["due_at"] else iter(())
-    first = [rfc3339(at) for at, _ in itertools.islice(due, DAY_S // 3600 + 1)]
-    call.budget.check()
-    shown = pick(row["options"], "cron", "every_s") | {"timezone": zone.name, "held": row["held"]}
+def coming(call: Call, row: Json, until: int) -> Json:
+    """Returns the first ticks of a schedule up to an instant, and whether there are more."""
+    options, first = row["options"], list[str]()
+    if row["due_at"] and (begin := instant_of(row["next_at"])) <= until:  # the next one is known already
+        times, _ = timing(row, call.daemon.agenda)
+        due = times.ticks(begin - 1, until) if times else iter(())
+        first = [rfc3339(at) for at, _ in itertools.islice(due, DAY_S // 3600 + 1)]
+        call.budget.check()
+    zone = options["timezone"] or call.daemon.agenda.timezone
+    shown = pick(options, "cron", "every_s") | {"timezone": zone, "held": row["held"]}
     return shown | {"coming": first[:24], "more": len(first) > 24}
 
 
@@ -15079,7 +15084,9 @@ DAILY = """
     WITH days AS MATERIALIZED (SELECT key, value ->> 0 AS begin, value ->> 1 AS until FROM json_each(:days))
     SELECT p.value AS pipeline, days.key AS day, s.value AS status, (SELECT count(*) FROM runs r INDEXED BY
         runs_by_status WHERE r.pipeline = p.value AND r.status = s.value AND r.run_id >= begin AND r.run_id < until)
-        AS runs FROM json_each(:names) p, json_each(:statuses) s, days WHERE runs > 0
+        AS runs FROM json_each(:names) p CROSS JOIN json_each(:statuses) s CROSS JOIN days WHERE runs > 0 AND EXISTS (
+        SELECT 1 FROM runs r INDEXED BY runs_by_status WHERE r.pipeline = p.value AND r.status = s.value
+        AND r.run_id >= (SELECT min(begin) FROM days))
 """
 #: Pipelines of which less has happened than should: a tick that nobody decides or that did not run, no success in time.
 LATE = """(
@@ -23344,7 +23351,7 @@ PAGE_CSS = r"""
   --good: light-dark(#17692f, #6fd08c); --bad: light-dark(#b3191f, #ff8a85); --warn: light-dark(#7d4f00, #e9b44c);
   --mark: light-dark(#fff0c2, #4a3d12); --plus: light-dark(#dff5e3, #16351f); --minus: light-dark(#fde3e3, #45191b);
   --mono: ui-monospace, "SF Mono", "Cascadia Mono", "DejaVu Sans Mono", Consolas, monospace }
-@media (min-width: 2200px) { :root { font-size: 17px } } * { box-sizing: border-box }
+@media (min-width: 2400px) { :root { font-size: .58vw } } * { box-sizing: border-box }
 body { margin: 0; background: var(--ground); color: var(--ink); overflow-wrap: anywhere }
 a { color: var(--link); text-decoration: none; unicode-bidi: isolate } a:hover, p a, dd a { text-decoration: underline }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 1px } main:focus, h1:focus { outline: none }
@@ -23354,13 +23361,12 @@ header, nav, .end, .bar, .filters, h1, h2, .command, .buttons { display: flex; f
 header { padding: .5em 1.2em; background: var(--raised); border-bottom: 1px solid var(--line) }
 header [aria-current] { color: var(--ink); font-weight: 600; box-shadow: 0 2px var(--link) }
 header .brand { font-weight: 700; color: var(--ink); font-size: 1.15em } header form { flex: 1 1 10em; max-width: 26em }
-header input { width: 100% } .end { margin-left: auto; color: var(--faint) }
-main { padding: .8em 1.2em 3em; max-width: 3700px; margin: auto } h1 { font-size: 1.35em; margin: .2em 0 }
-h1 .faint { font-size: .72em } h2 { font-size: 1em; margin: 0 0 .4em }
+header input { width: 100% } .end { margin-left: auto; color: var(--faint) } main { padding: .8em 1.2em 3em }
+h1 { font-size: 1.35em; margin: .2em 0 } h1 .faint { font-size: .72em } h2 { font-size: 1em; margin: 0 0 .4em }
 .faint, h1 .faint, h2 .faint, label, dt, th { color: var(--faint); font-weight: 400 }
 .bar, .filters, h1 + .command { margin: .3em 0 .8em }
 .command { font: .88em/1.5 var(--mono); color: var(--faint); column-gap: .6em } .command::before { content: "$" }
-.columns { columns: 31em; column-gap: 1em } .columns + section { margin-top: 1em }
+.columns { columns: 31em 3; column-gap: 1em } .columns + section { margin-top: 1em }
 section { background: var(--raised); border: 1px solid var(--line); border-radius: 6px; padding: .7em .9em;
   margin: 0 0 1em; break-inside: avoid }
 section.bad { border-left: 4px solid var(--bad) }
@@ -23375,7 +23381,8 @@ textarea { width: 100%; min-height: 5em; font-family: var(--mono) } .filters inp
 .scroll { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 th, td { text-align: left; padding: .22em .8em .22em 0; vertical-align: top; border-bottom: 1px solid var(--line) }
 tr:last-child > td { border-bottom: 0 } .number { text-align: right; white-space: nowrap }
-.short, time, .status { white-space: nowrap } td .name { display: inline-block; max-width: 32em; min-width: 5em }
+th, time, .status, [data-since] { white-space: nowrap }
+td .name { display: inline-block; max-width: 24em; overflow-wrap: break-word }
 tr:focus-within td, td:has([aria-current]) { background: color-mix(in srgb, var(--link) 10%, transparent) }
 dl { display: grid; grid-template-columns: fit-content(35%) minmax(0, 1fr); gap: .15em 1em; margin: 0 } dd { margin: 0 }
 pre, code { font-family: var(--mono); font-size: .92em }
@@ -23406,8 +23413,7 @@ summary { cursor: pointer; color: var(--link) } .success, .closed, .c2 { color: 
 .heads > * { border-color: transparent; color: var(--faint); white-space: nowrap }
 .log { max-height: 32em; min-height: 3em; overflow: auto; border: 1px solid var(--line); border-radius: 4px;
   padding: .2em .5em; font: .88em/1.5 var(--mono); background: var(--ground); overflow-anchor: none }
-.log p { margin: 0; white-space: pre-wrap; display: flex; gap: 1ch; content-visibility: auto;
-  contain-intrinsic-height: auto 1.5em }
+.log p { margin: 0; white-space: pre-wrap; display: flex; gap: 1ch } .log > div { contain: content }
 .log p > div { flex: 1; min-width: 0 } svg text { fill: var(--link); font: 13px system-ui, sans-serif }
 svg rect { fill: var(--ground); stroke: var(--faint) } .center rect { stroke: var(--link); stroke-width: 3 }
 svg path { fill: none; stroke: var(--faint) }
@@ -23553,12 +23559,12 @@ const CELLS = { pipeline: ({pipeline}) => pipeline && link(address("pipeline", p
 function cellOf(row, column) {
   const value = CELLS[column] ? CELLS[column](row) : row[column];
   if (value instanceof Node || Array.isArray(value) && value.some((each) => each instanceof Node)) return value;
-  if (column === "at" || column.endsWith("_at")) return when(value);
+  if (typeof value === "string" && /(^|_)at$/.test(column)) return when(value);
+  if (typeof value !== "number") return long(value, 300);
   if (column.endsWith("_ms")) return lasted(value);
-  if (column.endsWith("_bytes")) return `${digits(Math.round(value / 1048576))} MiB`;
-  return typeof value === "number" ? digits(value) : long(value, 300);
+  return column.endsWith("_bytes") ? `${digits(Math.round(value / 1048576))} MiB` : digits(value);
 }
-const headOf = (column) => column.replace(/(_at|_ms|_bytes)$/, "").replaceAll("_", " ");
+const headOf = (column) => column.replace(/(_at|_ms|_bytes)$/, "").replaceAll("_", " ").slice(0, 60);
 function table(label, rows, columns, empty = "None.") {
   if (!rows.length) return p("faint", empty);
   const counts = columns.filter((column) => rows.some((row) => typeof row[column] === "number"));
@@ -23589,7 +23595,6 @@ function plot(label, bars) {
     div("faint", label));
 }
 
-// The command that says the same.
 const quoted = (word) => /^[\w@%+=:,./-]+$/.test(word) ? word : `'${String(word).replaceAll("'", "'\"'\"'")}'`;
 function commandOf([operation, given]) {
   const words = ["tau", operation];
@@ -23747,10 +23752,10 @@ async function refresh() {
     } else ledger?.events.forEach(take);
     if (place === here) draw(place, answers, calls);
   } catch (problem) {
-    if (!problem.code) throw problem;
     if (problem.status === 401) login("The session has ended.");
     else if (!place.drawn) by("main").replaceChildren(trouble(problem));
     if (problem.code === "unavailable") setTimeout(touch, 1000);
+    if (!problem.code) throw problem;
   } finally { busy = false; } pace = performance.now() - began;
   if (again || place !== here) { again = false; refresh(); }
   else if (place.screen.goesOn?.(place)) waiting ??= setTimeout(refresh, Math.max(1000, 10 * pace));
@@ -23924,7 +23929,8 @@ class Log {
   static asked({word, query, log}) {
     const goesOn = log?.key === Log.key({word, query}) && log.follows.checked, {level, grep, step, attempt} = query;
     if (log) log.goesOn = goesOn;
-    return {tail: 500, level, grep, step, attempt: Number(attempt) || null, since: goesOn ? log.next : null};
+    return {tail: goesOn ? 250 : 500, level, grep, step, attempt: Number(attempt) || null, since: goesOn ? log.next :
+      null};
   }
   constructor(place) {
     Object.assign(this, {place, key: Log.key(place), next: null, parts: [], size: 0});
@@ -23958,9 +23964,9 @@ class Log {
     if (!lines.length || first <= this.next) return false;  // there may be nothing, or what another has added
     this.next = next; const body = div("", lines.map(Log.line));
     this.box.append(body); this.parts.push({first, body, size: lines.length}); this.size += lines.length;
-    while (this.size > 2000) { const old = this.parts.shift(); this.size -= old.size; old.body.remove(); }
+    while (this.size > 1500) { const old = this.parts.shift(); this.size -= old.size; old.body.remove(); }
     if (this.follows.checked) requestAnimationFrame(() => { this.box.scrollTop = this.box.scrollHeight; });
-    return lines.length >= 400;
+    return lines.length >= 200;
   }
   static line({at, level, step, message, fields, repeated}) {
     const clock = mode === "UTC" ? at.slice(11, 23) : `${local(at).slice(11)}${at.slice(19, 23)}`;
@@ -23997,7 +24003,7 @@ function drawSteps(run, place) {
     const [from, span] = [Date.parse(at) - begin, row.duration_ms ?? now() - Date.parse(at)].map(share);
     return {...row, step: [into, h("a", to, name(title, 60))], when: div(`lane ${word}`, h("i", {"--from": from,
       "--span": span}))};
-  }), "step status when took rows_in rows_out", "It has no steps.");
+  }), "step status when took rows_in rows_out");
 }
 async function copyCase({pipeline, run_id: id}) {
   const [{result, error}] = await ask(["inspect", {run_id: id}]);
@@ -24078,7 +24084,7 @@ function drawSchedule({name: word, schedule: timing}, why) {
     set("Clear", "Deletes what a command has set: what its file says holds again.", "clear")));
 }
 const drawVersions = ({versions}, word) => listed("Versions", versions.map((row, at) => ({...row, key: row.version, by:
-  [name(row.actor, 30), row.reason && `: ${row.reason}`], lines: `+${row.lines_added} −${row.lines_removed}`, changes:
+  [name(row.actor, 30), row.reason && `: ${row.reason}`], lines: `+${row.lines_added}/−${row.lines_removed}`, changes:
   versions[at + 1] && link(address("pipeline", word, {diff: `${versions[at + 1].version}-${row.version}`}), "diff"),
   state: row.live ? status("success", "live") : action("Roll back",
   `Version ${row.version} of ${word} becomes live again: the next run executes it.`, ["rollback", { name: word, to:
@@ -24117,7 +24123,7 @@ async function explain(word, {day, at}, until) {
       last.reason}` : ""}.` : "No tick was decided on that day: it had none, or the schedule was made later.",
       ` ${answer}`);
   }), command(commandOf(["why", {name: word, at: until}])), drawn(runs, (list) => table("Runs of that day", list.runs,
-    RUN.split(" "), "No run was queued on that day.")), div("buttons", closer("Close")));
+    RUN.split(" "))), div("buttons", closer("Close")));
 }
 function drawCalendar({days, pipelines, total}) {
   const begin = Math.floor(now() / 36e5) * 36e5, hours = [...Array(24).keys()].map((hour) => begin + hour * 36e5);
@@ -24149,7 +24155,7 @@ function drawCalendar({days, pipelines, total}) {
 const drawUses = (uses) => listed("Reads and writes", uses.map(({place, resource, writes, reads}) =>
   ({key: `${place} ${resource}`, place: [link(address("lineage", place), name(place, 60)), " ", name(resource, 40)],
   written_by: writes.map(CELLS.pipeline).map((each) => div("", each)), read_by: reads.map(CELLS.pipeline).map((each) =>
-  div("", each))})), "place written_by read_by", "No run has read or written a place that Tau knows.");
+  div("", each))})), "place written_by read_by", "No place is known.");
 /** Five lanes from left to right: what flows into the middle one in two hops, and out of it. */
 function drawLineage({lineage: uses, unknown}, word, pipelines) {
   if (!word) return [drawUses(uses), unknown.length > 0 && p("faint",
@@ -24174,8 +24180,8 @@ function drawLineage({lineage: uses, unknown}, word, pipelines) {
       "center"}, h("svg:title", {}, text.slice(0, 500)), h("svg:rect", {x, y, width: 210, height: 28, rx: kind === "p"
       ? 14 : 3}), h("svg:text", {x: x + 12, y: y + 19}, text.length > 26 ? `…${text.slice(-25)}` : text));
   };
-  const graph = h("svg:svg", {width: 1220, height: high + 10, role: "group", "aria-label":
-    "What flows into it, and out of it"}, [...curves].map((d) => h("svg:path", {d})), [...spots].map(box));
+  const graph = h("svg:svg", {width: 1220, height: high + 10, role: "group", "aria-label": "Lineage"},
+    [...curves].map((d) => h("svg:path", {d})), [...spots].map(box));
   return [h("section", {}, h("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": "Graph"}, graph)),
     drawUses(uses.filter((use) => use.place === word || [...use.reads, ...use.writes].some((user) =>
     user.pipeline === word)))];

@@ -24,6 +24,7 @@ import tempfile
 import textwrap
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -95,6 +96,13 @@ def chatty(ctx):
         for i in range(lines):
             file.write(f"line {i} of a run that has much to say\\n")
     return {"logged_ms": logged * 1e3, "written_ms": (time.perf_counter() - began) * 1e3}
+
+@pipeline
+def talker(ctx):
+    for i in range(10_000):
+        ctx.log(f"line {i} of a run that has much to say", number=i)
+        if i % 100 == 99:
+            time.sleep(0.05)
 
 @pipeline
 def blocker(ctx):
@@ -722,7 +730,7 @@ def halve(running: Daemon, questions: list[tuple[str, dict[str, Any]]]) -> Itera
     yield figure("the file after it", 100 * share, "%", None, None, "<= 60 %", share <= 0.6)
 
 
-def fill(path: str, count: int) -> None:
+def fill(path: str, count: int, apart_ms: int = 1) -> None:
     """Finished runs, as many as *count*, as if they had been run."""
     db = sqlite3.connect(path)
     db.execute("PRAGMA synchronous = OFF")
@@ -738,8 +746,8 @@ def fill(path: str, count: int) -> None:
             status, text = ("failed", error) if bad else ("success", None)
             yield {
                 **row,
-                "run_id": tau.spell_id(last - (number << 25)),
-                "finished_at": tau.rfc3339(((last >> 25) - number) / 1000),
+                "run_id": tau.spell_id(last - (number * apart_ms << 25)),
+                "finished_at": tau.rfc3339(((last >> 25) - number * apart_ms) / 1000),
                 "key": None,
                 "status": status,
                 "error": text,
@@ -812,6 +820,104 @@ def every_second() -> Iterator[dict[str, Any]]:
     yield figure("--every 1: lateness, p99", p99, "ms", None, None, "< 100 ms", p99 < 100)
 
 
+#: Says in a page when its picture was complete, and for how long it did not draw.
+WATCHER = """
+new MutationObserver(() => {
+  if (!window.complete && document.querySelector("[data-key='Latest events'] tbody tr"))
+    requestAnimationFrame(() => { window.complete ??= performance.now(); });
+}).observe(document, {childList: true, subtree: true});
+let last = performance.now();
+window.pause = 0;
+requestAnimationFrame(function beat(at) { window.pause = Math.max(window.pause, at - last); last = at; requestAnimationFrame(beat); });
+"""
+
+
+EVENTS = "[data-key='Latest events'] tbody tr >> nth=0"
+
+
+def dashboard() -> Iterator[dict[str, Any]]:
+    """The dashboard in headless Chromium: 100,000 runs of 200 pipelines, 50 of them live, and 10,000 lines followed."""
+    from playwright.sync_api import Page, sync_playwright  # not for the other figures
+
+    port, found = free_port(), dict[str, Any]()
+
+    def look() -> None:
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+            context = browser.new_context()
+            context.add_init_script(WATCHER)
+            page = context.new_page()
+            with tau.Client(home=running.home) as client:
+                page.goto(client.call("open", {})["address"])
+            page.locator(EVENTS).wait_for()
+            found["loads"] = [load(page) for _ in range(9)]
+            requests = "performance.getEntriesByType('resource').filter((e) => e.name.endsWith('ask')).length"
+            found["asked"] = page.evaluate(requests)
+            others = [context.new_page() for _ in range(6)]
+            for other in others:
+                other.goto(f"http://127.0.0.1:{port}/")
+            page.bring_to_front()
+            with tau.Client(home=running.home) as client:
+                run = client.call("run", {"name": "talker", "wait": False})["run_id"]
+            page.goto(f"http://127.0.0.1:{port}/#/run/{run}")
+            page.locator(".log p").first.wait_for()
+            page.evaluate("window.pause = 0")
+            last = "document.querySelector('.log').lastElementChild.lastElementChild.textContent"
+            while "line 9999 of" not in page.evaluate(last):  # to look for it in all lines would take more time
+                page.wait_for_timeout(200)
+            found["pause"] = page.evaluate("window.pause")
+            browser.close()
+
+    def load(page: Page) -> float:
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.locator(EVENTS).wait_for()
+        drawn = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(window.complete))))"
+        return float(page.evaluate(drawn))
+
+    with daemon(f"[scheduler]\nmax_concurrent = 52\n[daemon]\nport = {port}\n") as running:
+        running.run("noop")
+        running.client.call("schedule", {"name": "noop", "expr": "0 6 * * *"})
+        running.client.shut_down({})
+        running.client.close()
+        store = os.path.join(running.home, "tau.db")
+        fill(store, 100_000, 12_000)
+        crowd(store, 196, int(time.time()) + 86_400)
+        spread(store)
+        subprocess.run([BIN / "taud", "--home", running.home, "--detach"], check=True, stdout=subprocess.DEVNULL)
+        running.client = tau.Client(home=running.home)
+        for _ in range(50):
+            running.client.call("run", {"name": "sleeper", "params": {"seconds": 600}, "wait": False})
+        times = meanwhile(running, look)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as answer:
+            size = len(answer.read())
+    slow, p99 = statistics.median(found["loads"]), percentile(times, 0.99)
+    yield figure("dashboard: overview complete", slow, "ms", None, None, "<= 300 ms", slow <= 300)
+    yield figure("dashboard: its requests", found["asked"], "", None, None, "1", found["asked"] == 1)
+    yield figure("dashboard: the page", size / 1e3, "kB", None, None, "< 60 kB", size < 60_000)
+    yield figure(
+        "10,000 lines followed: longest frame", found["pause"], "ms", None, None, "<= 100", found["pause"] <= 100
+    )
+    yield figure("status meanwhile, p99", p99, "ms", None, None, "<= 20 ms", p99 <= 20)
+
+
+def spread(path: str) -> None:
+    """Gives the runs of `noop` to the pipelines like it, in turn."""
+    db = sqlite3.connect(path)
+    with db:
+        ids = [run_id for (run_id,) in db.execute("SELECT run_id FROM runs")]
+        names = [name for (name,) in db.execute("SELECT name FROM pipelines WHERE name LIKE 'crowd-%'")]
+        pairs = ((names[number % len(names)], run_id) for number, run_id in enumerate(ids))
+        db.executemany("UPDATE runs SET pipeline = ? WHERE run_id = ?", pairs)
+    db.close()
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody has just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def instant(text: str) -> float:
     """A time of the wire as seconds since the epoch."""
     return datetime.datetime.fromisoformat(text).timestamp()
@@ -845,6 +951,7 @@ FIGURES = (
     million,
     ten_thousand,
     every_second,
+    dashboard,
 )
 
 
