@@ -23611,7 +23611,7 @@ const command = (text) => div("command", code("", text), h("button", {type: "but
   "aria-label": "Copy this command", onclick: () => copy(text, "Copied the command.")}, "copy"));
 async function copy(text, said) {
   try { await navigator.clipboard.writeText(text); } catch {  // there is none without TLS, but on loopback
-    const area = document.body.appendChild(h("textarea", {"aria-label": "copied"})); area.value = text;
+    const area = document.body.appendChild(h("textarea")); area.value = text;
     area.select(); document.execCommand("copy"); area.remove();
   }
   say(said);
@@ -24077,11 +24077,11 @@ function drawSchedule({name: word, schedule: timing}, why) {
     ` ${row.reason ?? row.hint ?? json(row)}`)), timing && facts({when: code("", cron ?? at ?? `every ${every} s`),
     timezone, set_by, held, misfire, overlap}), timing?.ticks.length > 0 && grid(timing.ticks.map((tick, i) =>
     ({[`in ${ZONE}`]: local(tick), UTC: utc(tick), in: timing.moved[i] ? "moved by DST" : ago(tick)}))),
-    div("bar", action("Schedule", `Sets when ${word} runs by itself. This wins over its file.`, ({every, expr,
-    timezone}) => ["schedule", {name: word, ...every ? {every} : {expr}, timezone}], null, fields), timing &&
-    (timing.enabled ? set("Disable", `Nothing of ${word} is due until it is enabled.`, "disable") :
-    set("Enable", `${word} is due again, from now on.`, "enable")), timing && set_by !== "decorator" &&
-    set("Clear", "Deletes what a command has set: what its file says holds again.", "clear")));
+    div("bar", action("Schedule", `Sets when ${word} runs by itself.`, ({every, expr, timezone}) =>
+    ["schedule", {name: word, ...every ? {every} : {expr}, timezone}], null, fields), timing && (timing.enabled ?
+    set("Disable", `Nothing of ${word} is due until it is enabled.`, "disable") : set("Enable",
+    `${word} is due again, from now on.`, "enable")), timing && set_by !== "decorator" && set("Clear",
+    "What its file says holds again.", "clear")));
 }
 const drawVersions = ({versions}, word) => listed("Versions", versions.map((row, at) => ({...row, key: row.version, by:
   [name(row.actor, 30), row.reason && `: ${row.reason}`], lines: `+${row.lines_added}/−${row.lines_removed}`, changes:
@@ -24090,7 +24090,7 @@ const drawVersions = ({versions}, word) => listed("Versions", versions.map((row,
   `Version ${row.version} of ${word} becomes live again: the next run executes it.`, ["rollback", { name: word, to:
   row.version}])})), "version deployed_at by lines runs changes state");
 function drawPipeline([show, why, runs, versions, lineage, deployed, diff], place) {
-  if (show.error) return [trouble(show.error), drawn(runs, ({runs: rows}) => listed("Runs", rows, RUN))];
+  if (show.error) return [trouble(show.error), runs.result && listed("Runs", runs.result.runs, RUN)];
   const {result: pipeline, result: {name: word, version, last_run: last}} = show, rows = runs.result?.runs ?? [];
   const bars = (kind, tell, label) => plot(`${label} of the last ${rows.length} runs`, rows.map((row) =>
     ({value: row[kind], kind: row.status, path: address("run", row.run_id), title:

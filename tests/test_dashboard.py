@@ -240,7 +240,7 @@ def test_schedules_are_set_paused_and_explained(person: Person, made: Tau) -> No
     person.sees_not("the source is down", "section")
     person.does("Disable", "Nothing of waits is due")
     person.sees("It does not run by itself: disabled.")
-    person.does("Clear", "what its file says holds again")
+    person.does("Clear", "its file says holds again")
     person.sees("It has no schedule.")
     tau(made, "run", "report", "-p", "day=2026-01-01")
     person.goes("calendar")
@@ -446,6 +446,16 @@ def test_it_works_below_a_path_of_a_proxy(made: Tau, chromium: Browser, tmp_path
             "Strict",
         )
         someone.leave()
+
+
+def test_without_locks_each_tab_asks_again_and_again(made: Tau, chromium: Browser) -> None:
+    someone = Person(chromium, made)
+    someone.context.add_init_script("Object.defineProperty(navigator, 'locks', {value: undefined})")
+    someone.enter()
+    someone.sees("asks every 3 s", "#state")
+    tau(made, "run", "report", "-p", "day=2026-01-04")
+    someone.sees(str(tau(made, "events", "--limit", "1")["next"]), "td")
+    someone.leave()
 
 
 def test_no_page_may_frame_it(made: Tau, chromium: Browser) -> None:
