@@ -6487,7 +6487,7 @@ async def status(call: Call) -> Json:
         "storage": {"free_bytes": disk.f_bavail * disk.f_frsize, "refused_at": daemon.store.database.refused_at},
         "stopping": daemon.stopping,
         "warnings": [*daemon.warnings.values()],
-        "warm": [omit(row, ("forced",)) for row in daemon.runner.starter.warm],
+        "warm": [] if call.caller.patterns else [omit(row, ("forced",)) for row in daemon.runner.starter.warm],
         "task_failures": [] if call.caller.patterns else [*daemon.store.metrics.failures.values()],
     }
 
@@ -16422,7 +16422,8 @@ class Nursery:
             while len(self.warm) > self.most["warm_processes"] and self.remove_idle():
                 pass
         imports = job.get("imports") or {"modules": (), "cold": None}
-        is_cold = imports["cold"] or job.get("is_warm") == 0
+        # A rehearsal judges its imports.
+        is_cold = imports["cold"] or job.get("is_warm") == 0 or job["kind"] != "run"
         where, modules = (job["python"], job["packages"]), () if is_cold else tuple(imports["modules"])
         key: WarmKey = (*where, modules, modules != () and job.get("is_warm") == 1)
         key = (*where, (), False) if key in self.cold else key
@@ -16483,7 +16484,10 @@ class Nursery:
         self.own.fork_spare()
         since = monotonic() - self.most.get("warm_idle_s", 0.0)
         for process in [*self.warm.values()]:
-            why = process.look(self.server.open and process.used_at > since)
+            try:
+                why = process.look(self.server.open and process.used_at > since)
+            except OSError:  # it is dead, or there is no room for it
+                why = ""
             if why is not None:
                 self.remove(process, why)
         shown = [warm_document(key, "cold", why=why) for key, why in self.cold.items()]
@@ -16596,6 +16600,8 @@ def import_ahead(modules: list[str], may_leave_threads: bool) -> Json:
         new = {number: text for number, text in belongings().items() if number not in before}
         left = [text for number, text in new.items() if not (may_leave_threads and number.startswith("task/"))]
         why = f"the import of {', '.join(modules)} leaves {', '.join(left)}"[:500] if left else None
+        if why and all(number.startswith("task/") for number in new):
+            why += "; @pipeline(warm=True) says that its runs can do without"
     if why is None and import_ms < WORTH_MS:
         why = f"its imports take {import_ms:g} ms: they are not worth a process"
     if why is None:
