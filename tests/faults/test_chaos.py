@@ -12,6 +12,7 @@ import random
 import signal
 import sqlite3
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -137,7 +138,7 @@ def hostile(ctx, way: str, pause: float = 0.0):
     luck.choice((lambda: None, lambda: os._exit(3), lambda: os.kill(os.getpid(), signal.SIGKILL)))()
 """
 #: How often each is killed.
-WEIGHTS = {"daemon": 6, "fork server": 3, "warm": 3, "run": 1}
+WEIGHTS = {"daemon": 6, "fork server": 3, "warm": 6, "run": 1}
 #: What the hostile pipeline does.
 WAYS = ("forge", "forge", "replace", "flood", "leave")
 
@@ -215,12 +216,18 @@ class Chaos:
         return PIPELINES.format(record=str(self.record), lines=LINES, revision=revision)
 
     def kill(self, luck: random.Random) -> None:
-        """Something dies, at once; a dead daemon gets an heir."""
-        try:
-            status = self.tau.call("status")
-        except (AssertionError, OSError, TypeError):
-            return
-        found = status["processes"] + [{"role": "warm", "pid": one["pid"]} for one in status["warm"] if one["pid"]]
+        """Something dies, at once; a dead daemon gets an heir.  A warm process must be given time to become one."""
+        until = time.monotonic() + luck.choice([0.0, 0.0, 0.0, 0.0, 3.0])
+        while True:
+            try:
+                status = self.tau.call("status")
+            except (AssertionError, OSError, TypeError):
+                return
+            warm = [{"role": "warm", "pid": one["pid"]} for one in status["warm"] if one["pid"]]
+            if warm or time.monotonic() > until:
+                break
+            time.sleep(0.02)
+        found = status["processes"] + warm
         roles = [one for one in found if one["role"] in WEIGHTS]
         weights = [WEIGHTS[one["role"]] for one in roles]
         chosen = luck.choices(roles, weights)[0]
