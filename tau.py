@@ -23935,7 +23935,7 @@ class Log {
   static asked({word, query, log}) {
     const goesOn = log?.key === Log.key({word, query}) && log.follows.checked, {level, grep, step, attempt} = query;
     if (log) log.goesOn = goesOn;
-    return {tail: goesOn ? 250 : 500, level, grep, step, attempt: Number(attempt) || null, since: goesOn ? log.next :
+    return {tail: goesOn ? 200 : 500, level, grep, step, attempt: Number(attempt) || null, since: goesOn ? log.next :
       null};
   }
   constructor(place) {
@@ -23970,9 +23970,9 @@ class Log {
     if (!lines.length || first <= this.next) return false;  // there may be nothing, or what another has added
     this.next = next; const body = div("", lines.map(Log.line));
     this.box.append(body); this.parts.push({first, body, size: lines.length}); this.size += lines.length;
-    while (this.size > 1500) { const old = this.parts.shift(); this.size -= old.size; old.body.remove(); }
+    while (this.size > 1000) { const old = this.parts.shift(); this.size -= old.size; old.body.remove(); }
     if (this.follows.checked) requestAnimationFrame(() => { this.box.scrollTop = this.box.scrollHeight; });
-    return lines.length >= 200;
+    return lines.length >= 150;
   }
   static line({at, level, step, message, fields, repeated}) {
     const clock = mode === "UTC" ? at.slice(11, 23) : `${local(at).slice(11)}${at.slice(19, 23)}`;
