@@ -14682,9 +14682,8 @@ class Questions(Sql):
         options = omit(pipeline, ("name", "line", "entry", "secrets"))
         last = self.row(LAST_VERSION, pipeline["name"]) or NO_VERSION
         # An older Tau knew fewer options.  A file that has moved makes no new version.
-        before = {key: last["options"].get(key, value) for key, value in options.items()} | pick(
-            options, "origin", "imports"
-        )
+        before = {key: last["options"].get(key, value) for key, value in options.items()}
+        before |= {key: options[key] for key in ("origin", "imports") if key in options}
         same = (digest, pipeline["entry"], options) == (last["sha256"], last["entry"], before)
         version = {"pipeline": pipeline["name"], "version": last["version"] if same else last["newest"] + 1}
         version |= {"sha256": digest, **pick(pipeline, "entry", "function"), "options": options}
