@@ -23941,11 +23941,9 @@ class Log {
     Object.assign(this, {place, key: Log.key(place), next: null, parts: [], size: 0});
     const {level, grep, step} = place.query, to = (label, given) => button(label, () => this.move(given()));
     this.follows = h("input", {type: "checkbox", onchange: () => this.follows.checked && this.move({})});
-    this.follows.checked = true;
-    this.box = h("div", {class: "log", tabindex: 0, role: "region", "aria-label": "Log lines", onscroll: () => {
-      if (this.box.scrollTop < this.at - 5) this.follows.checked = false;
-      this.at = this.box.scrollTop;
-    }});
+    this.follows.checked = true; const stop = (up) => { if (up) this.follows.checked = false; };
+    this.box = h("div", {class: "log", tabindex: 0, role: "region", "aria-label": "Log lines", ontouchmove: stop,
+      onwheel: ({deltaY}) => stop(deltaY < 0), onkeydown: ({key}) => stop(/Up|Home/.test(key))});
     this.note = span("faint");
     this.node = h("section", {"data-keep": this.key, "data-key": "log"}, h2("", "Log"), filters(choice("level",
       "level from", ["debug", "info", "warning", "error"], level), field("grep", "with", grep, "text"), step &&
