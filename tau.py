@@ -23942,8 +23942,8 @@ class Log {
     const {level, grep, step} = place.query, to = (label, given) => button(label, () => this.move(given()));
     this.follows = h("input", {type: "checkbox", onchange: () => this.follows.checked && this.move({})});
     this.follows.checked = true; const stop = (up) => { if (up) this.follows.checked = false; };
-    this.box = h("div", {class: "log", tabindex: 0, role: "region", "aria-label": "Log lines", ontouchmove: stop,
-      onwheel: ({deltaY}) => stop(deltaY < 0), onkeydown: ({key}) => stop(/Up|Home/.test(key))});
+    this.box = h("div", {class: "log", tabindex: 0, role: "region", "aria-label": "Log", ontouchmove: stop, onwheel:
+      ({deltaY}) => stop(deltaY < 0), onkeydown: ({key}) => stop(/Up|Home/.test(key))});
     this.note = span("faint");
     this.node = h("section", {"data-keep": this.key, "data-key": "log"}, h2("", "Log"), filters(choice("level",
       "level from", ["debug", "info", "warning", "error"], level), field("grep", "with", grep, "text"), step &&
@@ -24027,8 +24027,8 @@ const drawError = ({error, samples, source: from}, run) => h("section", {class: 
   typeof samples.rows === "string" ? p("faint", samples.rows) : grid(samples.rows)], from?.lines &&
   h("details", {open: true}, h("summary", {}, `Source: ${from.file}`), source(from.lines, from.line)));
 const drawChanged = ({since: last, code: text, ...others}) => part("Changed since the last success", !last ?
-  p("faint", "It has not succeeded yet.") : [p("", runLink(last.run_id), `, version ${last.version}, `,
-  when(last.finished_at)), text && difference(text), facts(others)]);
+  p("faint", "None yet.") : [p("", runLink(last.run_id), `, version ${last.version}, `, when(last.finished_at)), text
+  && difference(text), facts(others)]);
 const outcome = ({passed, severity}) => passed ? status("success", "passed") : status(severity === "warn" ? "late" :
   "failed", severity);
 function drawRun(run, logs, place) {
@@ -24074,8 +24074,8 @@ function drawSchedule({name: word, schedule: timing}, why) {
   const set = (label, text, flag) => action(label, text, ["schedule", {name: word, [flag]: true}]);
   const {cron, at, every_s: every, timezone, source: set_by, held, misfire, overlap} = timing ?? {},
     fields = [{name: "expr", label: "cron expression", value: cron ?? "", placeholder: "0 6 * * *"},
-    {name: "every", label: "or an interval", placeholder: "1h30m"}, {name: "timezone", label: "time zone", value:
-    timezone ?? ZONE}];
+    {name: "every", label: "or every", placeholder: "1h30m"}, {name: "timezone", label: "time zone", value: timezone ??
+    ZONE}];
   return part("Schedule", p("", why?.answer), why?.held.map((row) => div("notice", status("paused", row.by),
     ` ${row.reason ?? row.hint ?? json(row)}`)), timing && facts({when: code("", cron ?? at ?? `every ${every} s`),
     timezone, set_by, held, misfire, overlap}), timing?.ticks.length > 0 && grid(timing.ticks.map((tick, i) =>
