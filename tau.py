@@ -1209,7 +1209,7 @@ VALUES: dict[str, Json | str] = {
     " retry_backoff:amount retry_delay_max:amount? retry_jitter:amount retry_on:line*? queue_timeout:amount?"
     " memory:amount? max_concurrent:count? overlap:overlap misfire:misfire catchup_window:amount jitter:amount"
     " after:pipeline_name* pause_after_failures:count? expect_success_within:amount? executor:line?"
-    " drift:drifts samples:flag expose:flag heal:heals? warm:flag? imports:imports line:count?",
+    " drift:drifts samples:flag expose:flag heal:heals? warm:flag? imports:imports? line:count?",
     "imports": "modules:line* cold:line?",
     "scan": "missing_imports:line*",
     # What `tau peek` shows.
@@ -10435,7 +10435,7 @@ def describe(
         },
         "held_by": held_by(call, run_id),
         "resources": {key: ended.get(key) for key in ("cpu_ms", "max_rss_bytes", "exit_code", "signal")}
-        | {"start": ("warm" if "import_saved_ms" in ended else "cold") if ended else None}
+        | {"start": ("cold" if ended.get("import_saved_ms") is None else "warm") if ended else None}
         | {"import_saved_ms": ended.get("import_saved_ms")},
     }
     if run["status"] != "success" and run["result"] is not None:  # it returned after it was asked to stop
@@ -16438,6 +16438,7 @@ class Nursery:
                 found.begin()
             except OSError:
                 self.remove(found)
+                return bare
         return found if found.state in ("warm", "starting") else bare
 
     def make_room(self) -> bool:
@@ -17241,8 +17242,10 @@ def load_pipelines(attempt: Attempt) -> Json:
     imports = Imports(attempt.job["folder"])
     sys.meta_path.insert(0, imports)
     load_module(attempt.job["folder"], attempt.job["entry"])
-    found = imports.document()
-    return attempt.returned([pipeline.to_json() | {"imports": found} for pipeline in PIPELINES], LINE_BYTES_MAX)
+    found = {"imports": imports.document()}
+    rows = [pipeline.to_json() for pipeline in PIPELINES]
+    rows = [row | found if isinstance(row, dict) else row for row in rows]  # else what it says is judged as it is
+    return attempt.returned(rows, LINE_BYTES_MAX)
 
 
 IMPORTS_MAX = 100

@@ -914,18 +914,18 @@ def test_runs_page_by_their_ids_and_are_told_by_trigger(tau: Tau) -> None:
 
 
 def test_the_calendar_counts_days_and_coming_ticks(tau: Tau) -> None:
-    tau.deploy("from tau import pipeline\n@pipeline\ndef counted(ctx, bad: bool = False):\n    assert not bad\n")
-    tau("schedule", "counted", "0 * * * *")
-    tau("run", "counted")
-    tau("run", "counted", "-p", "bad=true", exit=1)
-    answer = tau("calendar", "counted", "--days", "3", "--timezone", "Pacific/Auckland")
+    tau.deploy("from tau import pipeline\n@pipeline\ndef tallied(ctx, bad: bool = False):\n    assert not bad\n")
+    tau("schedule", "tallied", "0 * * * *")
+    tau("run", "tallied")
+    tau("run", "tallied", "-p", "bad=true", exit=1)
+    answer = tau("calendar", "tallied", "--days", "3", "--timezone", "Pacific/Auckland")
     (row,) = answer["pipelines"]
     assert len(answer["days"]) == len(row["past"]) == 3
     assert row["past"][:2] == [{}, {}]
     assert row["past"][2]["success"] >= 1
     assert row["past"][2]["failed"] >= 1
     assert (len(row["coming"]), row["more"], row["cron"]) == (24, False, "0 * * * *")
-    failures = tau("calendar", "counted", "--failures", "--days", "1")
+    failures = tau("calendar", "tallied", "--failures", "--days", "1")
     assert [{*row["past"][0]} for row in failures["pipelines"]] == [{"failed"}]
 
 
