@@ -433,8 +433,8 @@ def test_an_error_keeps_its_end(case: str, ctx: Context) -> None:
 
 
 def test_a_library_that_an_environment_lacks_belongs_into_the_header(ctx: Context) -> None:
-    error = error_of("def it(ctx):\n    import polars\n", ctx, python="/venv/bin/python")
-    assert error["hint"].endswith('else add it to the header of the file: # dependencies = ["polars"]')
+    error = error_of("def it(ctx):\n    import geopandas\n", ctx, python="/venv/bin/python")
+    assert error["hint"].endswith('else add it to the header of the file: # dependencies = ["geopandas"]')
 
 
 def test_what_inspect_cuts_keeps_both_ends_and_full_cuts_nothing(tau: Tau) -> None:
