@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -228,5 +229,6 @@ if __name__ == "__main__":
     for module in MODULES:
         importlib.import_module(module)
     gc.freeze()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     with socket.socket(fileno=int(sys.argv[1])) as end:
         tend(end)

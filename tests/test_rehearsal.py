@@ -405,7 +405,8 @@ def test_a_rehearsal_ends_with_its_time_its_memory_and_its_request(shop: Tau) ->
     done = rehearse(shop, pipeline_of("time.sleep(300)", "import time"), like, timeout=0.5)
     assert done["status"] == "timed_out"
     hog = pipeline_of("b'x' * (1 << 31)").replace("@pipeline", "@pipeline(memory='1G')")
-    assert rehearse(shop, hog, like)["error"]["type"] == "MemoryError"
+    error = rehearse(shop, hog, like)["error"]
+    assert error["type"] == "MemoryError" or "out of memory" in error["message"], error
     with shop.connect() as wire:
         files = files_of(pipeline_of("time.sleep(300)", "import time"))
         wire.send({"jsonrpc": "2.0", "id": 1, "method": "try", "params": {"files": files, "like": like}})
