@@ -16645,8 +16645,8 @@ def become_run(source: int, ahead: bool, others: Iterable[int]) -> NoReturn:
         os._exit(code)
 
 
-#: Code that was copied, and what fills small places: what took their room later would lie here and there.
-KEPT: list[CodeType | bytes] = []
+#: Code that was copied: what took its room later would lie here and there.
+KEPT: list[CodeType] = []
 
 
 def settle_pages() -> None:
@@ -16654,7 +16654,6 @@ def settle_pages() -> None:
     gather()
     warm_up(20)
     gc.collect()
-    fill_pools()
     gc.freeze()  # the pages of these objects stay shared with every child
 
 
@@ -16675,17 +16674,6 @@ def copy_code(code: CodeType) -> CodeType:
     """Copies code with that of the functions in it."""
     parts = (copy_code(part) if isinstance(part, type(code)) else part for part in code.co_consts)
     return code.replace(co_consts=tuple(parts))
-
-
-def fill_pools() -> None:
-    """Takes the free places among the small objects of this process, so that what a child makes lies together.
-
-    Python keeps objects of one size in pools of 16 KiB.  A pool is new if what it gives is behind its head.
-    """
-    most = len(KEPT) + 10_000
-    for size in range(48, 513, 16):
-        while id(thing := bytes(size - sys.getsizeof(b""))) % (16 << 10) != 48 and len(KEPT) < most:
-            KEPT.append(thing)
 
 
 def warm_up(times: int) -> None:
