@@ -1149,8 +1149,10 @@ def fingerprint(*parts: str) -> str:
 
 ROWS = "rows_in:integer? rows_out:integer? columns:line%? nulls:share%? places:place*? blank:line*?"
 PLACE = "file:path? line:integer? code:line?"
-DEATH = "at:time mono:amount exit_code:integer? signal:integer? reason:line? cpu_ms:amount? max_rss_bytes:amount?"
-DEATH += " import_saved_ms:amount?"
+DEATH = (
+    "at:time mono:amount exit_code:integer? signal:integer? reason:line? cpu_ms:amount? max_rss_bytes:amount?"
+    " import_saved_ms:amount?"
+)
 #: Kind of a value → its JSON Schema, or the fields of an object: `name:kind`, which may be null if it ends with `?`,
 #: is a list if it ends with `*`, and an object of such values, by names of the user's, if it ends with `%`.
 VALUES: dict[str, Json | str] = {
@@ -2846,6 +2848,11 @@ def file_system(path: str) -> str | None:
     mounts = [line.split()[1:3] for line in peek("/proc/self/mounts").splitlines()]
     above = [mount for mount in mounts if place.startswith(mount[0].rstrip("/") + "/")]
     return max(reversed(above), key=lambda mount: len(mount[0]))[1] if above else None  # the last mount is on top
+
+
+def package_folders() -> list[str]:
+    """Returns where this interpreter's packages are installed."""
+    return [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
 
 
 def python_words(function: str, words: Sequence[str]) -> list[str]:
@@ -15810,7 +15817,7 @@ class Circumstances:
     def folders(self, environment: str | None) -> list[str]:
         if environment is not None:
             return glob.glob(f"{glob.escape(self.venvs.folder)}/{environment}/lib/python3*/site-packages")
-        return [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
+        return package_folders()
 
 
 def packages_in(folders: list[str]) -> dict[str, str]:
@@ -17269,7 +17276,7 @@ class Imports:
 
     def document(self) -> Json:
         """Returns the libraries' modules, and why no warm process may import them."""
-        sites = [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
+        sites = package_folders()
         inside = tuple(os.path.join(site, "") for site in sites)
         modules = [name for name in self.names if module_place(name).startswith(inside)]
         cold = None if modules else self.late
