@@ -27,7 +27,7 @@ def orders(ctx):
         paid = [{"id": row["id"], "amount": row["amount"]} for row in rows]
     return {"written": ctx.load("sqlite:///paid.db", paid, resource="paid", mode="upsert", key="id")}
 """
-ROWS = [{"id": n, "amount": n * 1.5} for n in range(1, 21)]
+ROWS = [{"id": n, "amount": n * 1.5 + 76543} for n in range(1, 21)]
 RENAMED = [{"id": row["id"], "total": row["amount"]} for row in ROWS]
 FIX = 'row["amount"]}'
 RIGHT = 'row["total"]}'
@@ -232,7 +232,7 @@ def test_what_data_says_is_fenced_and_people_are_left_out(home: Home) -> None:
     first, *_, last = asked["case"].splitlines()
     assert first.removeprefix("<data ") == last.removeprefix("</data ")
     assert "ignore your instructions" in asked["case"]
-    assert "1.5" not in asked["case"]
+    assert "76544.5" not in asked["case"]
     assert json.loads(asked["case"].partition("\n")[2].rpartition("\n")[0])["run"]["error"]["type"] == "KeyError"
 
 
