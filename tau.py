@@ -11,26 +11,26 @@ The file is laid out in the order a request travels.  Calls go down the page, or
     Part IV   the daemon, `taud`  19 Daemon   20 Listeners   21 Service manager   22 Server
                                   23 HTTP   24 Notifications   25 Healing   26 Cases   27 Callers
                                   28 Deployment   29 Risk   30 Scheduler   31 Runner   32 Feed
-                                  33 Agenda   34 Retention   35 Backup   36 Store   37 Questions
-                                  38 Database   39 Versions   40 Metrics
+                                  33 Agenda   34 Namespaces   35 Retention   36 Backup   37 Store
+                                  38 Questions   39 Database   40 Versions   41 Metrics
                  │ one JSON document a line: jobs over a socket, the trace through a journal file
-    Part V    the run process     41 Fork server   42 Mothers   43 Outpost   44 Relay
-                                  45 Run process   46 Control groups   47 Pipeline API
-                                  48 Parameters   49 Assertions   50 Memos   51 Rehearsal
-                                  52 Places   53 Web   54 Warehouses   55 Formats   56 Rows
-                                  57 Trace
+    Part V    the run process     42 Fork server   43 Mothers   44 Outpost   45 Relay
+                                  46 Run process   47 Control groups   48 Pipeline API
+                                  49 Parameters   50 Assertions   51 Memos   52 Rehearsal
+                                  53 Places   54 Web   55 Warehouses   56 Formats   57 Rows
+                                  58 Trace
                  │ in the daemon, once a browser asks for it
-    Part VI   the page            58 Page
+    Part VI   the page            59 Page
 
 `tau run hello`, in one read:
   main §9 reads the words with parser_of §10, made from the signature of `run` §15, and calls Client.call §14;
   the line reaches Connection §22, which checks it and calls the operation `run` §15;
-  Store §36 makes the run durable and, in the same commit, Scheduler.admit §30 moves it to running;
-  ForkServer §41 creates the journal (the permission to start) and forks;
-  run_process §45 loads the deployed file and calls your function with a PipelineContext §47;
-  (on another machine an outpost §43 does that; a relay §44 here feeds the command that leads there;)
-  its records go to the Journal §57; the fork server appends the end record when the process is gone;
-  Runner §31 reads the journal, `verdict` §31 turns it into an outcome, Store §36 keeps it;
+  Store §37 makes the run durable and, in the same commit, Scheduler.admit §30 moves it to running;
+  ForkServer §42 creates the journal (the permission to start) and forks;
+  run_process §46 loads the deployed file and calls your function with a PipelineContext §48;
+  (on another machine an outpost §44 does that; a relay §45 here feeds the command that leads there;)
+  its records go to the Journal §58; the fork server appends the end record when the process is gone;
+  Runner §31 reads the journal, `verdict` §31 turns it into an outcome, Store §37 keeps it;
   Feed §32 wakes the waiting `run` §15; Connection §22 answers; main §9 prints and exits 0 or 1.
 """
 
@@ -173,6 +173,10 @@ if TYPE_CHECKING:
     Methods = dict[str, Callable[["Mcp", Json], Awaitable[Json]]]
     Reply = tuple[asyncio.Future[Any] | None, Any]
     # Annotations of operations' arguments: see KINDS.
+    Size = int
+    Quota = int
+    Weight = int
+    NamespaceName = str
     Duration = float
     Bytes = int
     Limit = int
@@ -264,7 +268,20 @@ FAILURES = ("failed", "timed_out", "lost")
 #: What a run may report besides its steps and its log.
 OBSERVATIONS = ("check", "metric", "progress", "drift", "sample")
 #: The types of events in the ledger; of some only admins learn.
-SECRET_EVENTS = ("secret.set", "secret.removed", "key.created", "key.revoked", "auth.failed")
+SECRET_EVENTS = (
+    *("secret.set", "secret.removed", "key.created", "key.revoked", "auth.failed"),
+    *("namespace.created", "namespace.changed", "namespace.removed"),
+)
+#: What a namespace may have: what `tau namespace set` changes.  0, "" and [] mean that there is no such limit or thing.
+NAMESPACE_OPTIONS: Json = {"weight": 1, **dict.fromkeys(("max_running", "max_queued", "runs_per_day"), 0)}
+NAMESPACE_OPTIONS |= {
+    "disk_bytes": 0,
+    "memory_bytes": 0,
+    "executor": "",
+    "user": "",
+    "connections": [],
+    "variables": [],
+}
 #: Whether the agent may mend a pipeline by itself; else the settings say it.
 HEALS = ("auto", "never")
 #: What the store calls the pause of healing.
@@ -569,6 +586,35 @@ def check_name(name: Any, what: str = "a pipeline's name", most: int = 128, mark
         raise BadRequest(f"{str(name)[:WORD_MAX]!r} cannot be {what}", hint)
 
 
+#: The namespace of what names none, and the form of their names.
+DEFAULT_NAMESPACE, NAMESPACE_NAME = "default", "[a-z][a-z0-9-]{0,39}"
+
+
+def full_name(word: str, namespace: str) -> str:
+    """The name of a pipeline in the store: `acme/orders`, but `orders` for `default/orders`.
+
+    *namespace* is that of a word without one.
+    """
+    first, slash, rest = word.partition("/")
+    first, rest = (first, rest) if slash else (namespace, word)
+    return rest if first == DEFAULT_NAMESPACE else f"{first}/{rest}"
+
+
+def namespace_of(name: str) -> str:
+    first, slash, _ = name.partition("/")
+    return first if slash else DEFAULT_NAMESPACE
+
+
+def data_directory(home: str, name: str) -> str:
+    """Where the runs of a pipeline begin; for a name that is empty or ends with `/`, where all of a namespace do."""
+    first, slash, rest = name.rpartition("/")
+    return os.path.join(home, *(("namespaces", first) if slash else ()), "data", *filter(None, [rest]))
+
+
+def secrets_folder(home: str, namespace: str) -> str:
+    return os.path.join(home, "secrets", *() if namespace == DEFAULT_NAMESPACE else (namespace,))
+
+
 def rfc3339(seconds: float) -> str:
     """An instant (seconds since the epoch) as RFC 3339 UTC text with milliseconds and `Z`."""
     whole, millis = divmod(int(seconds * 1000), 1000)
@@ -619,6 +665,8 @@ def id_at(seconds: float) -> str:
 #: Marks a database as Tau's, for `file(1)` and for Tau: "tau1".
 APPLICATION_ID = 0x74617531
 
+#: SQL: the namespace of the pipeline that a column names.
+NAMESPACE_OF = "iif(instr({0}, '/') = 0, 'default', substr({0}, 1, instr({0}, '/') - 1))"
 #: Migration n brings a database from user_version n to n + 1.  Never edit a released one.
 MIGRATIONS = (
     """
@@ -854,6 +902,38 @@ MIGRATIONS = (
     -- Who works on an incident, and until when nobody else may.
     ALTER TABLE incidents ADD COLUMN claimed_by TEXT;
     ALTER TABLE incidents ADD COLUMN claimed_until TEXT;
+    """,
+    f"""
+    -- The teams that share this daemon, with what each may use.  The pipeline `acme/orders` belongs to `acme`, `orders`
+    -- to `default`.  `day_runs` is how many runs were queued on `day`, a day of UTC.
+    CREATE TABLE namespaces (
+        name TEXT PRIMARY KEY, options TEXT NOT NULL, created_at TEXT NOT NULL,
+        day TEXT, day_runs INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO namespaces VALUES ('default', '{{}}', strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), NULL, 0);
+
+    DROP TRIGGER run_added;
+    DROP TRIGGER run_moved;
+    DROP TRIGGER run_removed;
+    DROP TABLE totals;
+    -- The number of runs of each status, kept by triggers: counting a million rows takes 50 ms.
+    CREATE TABLE totals (
+        namespace TEXT NOT NULL, status TEXT NOT NULL, runs INTEGER NOT NULL, PRIMARY KEY (namespace, status)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO totals SELECT {NAMESPACE_OF.format("pipeline")} AS namespace, status, count(*) FROM runs GROUP BY 1, 2;
+    CREATE TRIGGER run_added AFTER INSERT ON runs BEGIN
+        INSERT INTO totals VALUES ({NAMESPACE_OF.format("new.pipeline")}, new.status, 1)
+            ON CONFLICT DO UPDATE SET runs = runs + 1;
+    END;
+    CREATE TRIGGER run_moved AFTER UPDATE OF status ON runs WHEN old.status <> new.status BEGIN
+        INSERT INTO totals VALUES ({NAMESPACE_OF.format("new.pipeline")}, old.status, -1),
+            ({NAMESPACE_OF.format("new.pipeline")}, new.status, 1)
+            ON CONFLICT DO UPDATE SET runs = runs + excluded.runs;
+    END;
+    CREATE TRIGGER run_removed AFTER DELETE ON runs BEGIN
+        UPDATE totals SET runs = runs - 1
+            WHERE namespace = {NAMESPACE_OF.format("old.pipeline")} AND status = old.status;
+    END;
     """,
 )
 
@@ -1170,6 +1250,7 @@ VALUES: dict[str, Json | str] = {
     "base64": {"type": "string", "pattern": "[A-Za-z0-9+/]*={0,2}"},
     "name": {"type": "string", "pattern": r"[\w.-]{1,200}"},
     "pipeline_name": {"type": "string", "pattern": "[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"},
+    "upstream_name": {"type": "string", "pattern": f"({NAMESPACE_NAME}/)?[A-Za-z0-9][A-Za-z0-9_.-]{{0,127}}"},
     # Longer texts are cut.
     "line": {"type": "string", "maxLength": LOG_LINE_BYTES_MAX + 64},
     "path": {"type": "string", "maxLength": STEP_DEPTH_MAX << 8},
@@ -1210,7 +1291,7 @@ VALUES: dict[str, Json | str] = {
     " every:amount? start:line? end:line? timezone:line? timeout:amount? retries:count retry_delay:amount"
     " retry_backoff:amount retry_delay_max:amount? retry_jitter:amount retry_on:line*? queue_timeout:amount?"
     " memory:amount? max_concurrent:count? overlap:overlap misfire:misfire catchup_window:amount jitter:amount"
-    " after:pipeline_name* pause_after_failures:count? expect_success_within:amount? executor:line?"
+    " after:upstream_name* pause_after_failures:count? expect_success_within:amount? executor:line?"
     " drift:drifts samples:flag expose:flag heal:heals? warm:flag? imports:imports? line:count?",
     "imports": "modules:line* cold:line?",
     "scan": "missing_imports:line*",
@@ -1314,6 +1395,10 @@ KINDS: dict[str, Json] = {
     "float": {"type": "number"},
     "bool": {"type": "boolean"},
     "Duration": {"type": ["number", "string"]},
+    "Size": {"type": ["integer", "string"]},
+    "Quota": {"type": "integer", "minimum": 0, "maximum": 1 << 40},
+    "Weight": {"type": "integer", "minimum": 1, "maximum": 1000},
+    "NamespaceName": {"type": "string", "pattern": NAMESPACE_NAME, "description": "which namespace"},
     "Limit": {"type": "integer", "minimum": 1, "maximum": LIST_MAX, "description": "how many at most"},
     "LogLimit": {"type": "integer", "minimum": 1, "maximum": LOGS_MAX},
     "Bytes": {"type": "integer", "minimum": 3_000, "maximum": ANSWER_BYTES_MAX},
@@ -1351,6 +1436,18 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "key": ("", "idempotency key, a word of your own: the same word gives the same run, never a second one"),
     "timeout": ("", "seconds to wait at most; the run goes on"),
     "follow": ("", "print its events as JSON lines while it runs"),
+    "weight": ("", "its share of the slots against that of others, when all want more than there is"),
+    "max_running": ("", "runs at the same time; 0 means that there is no limit, here and below"),
+    "max_queued": ("", "runs that may wait"),
+    "runs_per_day": ("", "runs that may be queued on one day of UTC"),
+    "disk_bytes": ("--disk", "what its data, memos, journals, sources and rows may take together: 10G"),
+    "memory_bytes": (
+        "--memory",
+        "what the limits of its running runs may be together, of which each must have one: 2G",
+    ),
+    "user": ("", "the system user as which its runs run, kept from all else; taud must be root"),
+    "connections": ("--connection", "a connection of tau.toml that it may use; may be repeated"),
+    "variables": ("--variable", "a variable of the daemon that its runs may see; may be repeated"),
     "reason": ("", "why you do it: the ledger keeps your words"),
     "fields": ("", "answer in JSON with these parts only, for example run_id,trace.steps.name"),
 }
@@ -1372,12 +1469,14 @@ class Argument:
         self.meaning = self.meaning or self.wanted.get("description", "")
 
     def check(self, value: Any) -> Any:
-        """Returns the value for the operation: a duration in seconds, a single run id as a list."""
+        """Returns the value for the operation: a duration in seconds, a size in bytes, a single run id as a list."""
         if value is None and self.optional:
             return None
         if self.kind == "list[RunId]" and type(value) is str:
             return [value]
         demand(self.wanted, value, f"'{self.name}'", self.meaning)
+        if self.kind == "Size":
+            return parse_size(value) if value not in (0, "0") else 0
         return parse_duration(value, f"'{self.name}'") if self.kind == "Duration" else value
 
     def schema(self) -> Json:
@@ -1981,13 +2080,24 @@ PROCESS_LIMITS = {
 #: Prefixes of variables with systemd's channels to the daemon: no other process may use them.
 MANAGER_ENVIRONMENT = ("NOTIFY_SOCKET", "LISTEN_", "WATCHDOG_")
 #: Prefixes of the variables that runs and builds must not see: keys, addresses of other daemons, and those channels.
-PRIVATE_ENVIRONMENT = ("TAU_API_KEY", "TAU_HOST", "TAU_ENV", *MANAGER_ENVIRONMENT)
+PRIVATE_ENVIRONMENT = ("TAU_API_KEY", "TAU_HOST", "TAU_ENV", "TAU_NAMESPACE", *MANAGER_ENVIRONMENT)
 #: The configured key as a credential of the service: LoadCredential=tau_api_key:/etc/tau/api_key.
 KEY_CREDENTIAL = "tau_api_key"
 
 
 def public_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(PRIVATE_ENVIRONMENT)}
+
+
+#: Variables that every run sees, whatever its namespace.
+USUAL_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "TAU_HOME")
+
+
+def allowed_environment(names: Collection[str] | None) -> Mapping[str, str]:
+    """The variables of this process among *names*; None means all, as for the runs of the default namespace."""
+    if names is None:
+        return os.environ
+    return {name: value for name, value in public_environment().items() if name in names}
 
 
 def find_home(flag: str | None) -> str:
@@ -2022,9 +2132,11 @@ class Peer:
     """
 
     def __init__(
-        self, origin: str, home: str, host: str = "", env: str | None = None, api_key: str = "", **files: str
-    ) -> None:
+        self, origin: str, home: str, host: str = "", env: str | None = None, api_key: str = "", namespace: str = "",
+        **files: str,
+    ) -> None:  # fmt: skip
         self.origin, self.home, self.host, self.env, self.api_key = origin, home, host, env, api_key
+        self.namespace = namespace
         self.ca_file, self.cert_file, self.cert_key_file = (
             files.get(name) or os.environ.get(f"TAU_{name.upper()}") or None
             for name in ("ca_file", "cert_file", "cert_key_file")
@@ -2042,7 +2154,14 @@ class Peer:
 SERVICE_SOCKET = "/run/tau/tau.sock"
 
 
-def find_daemon(host: str | None, env: str | None, home: str | None) -> Peer:
+def find_daemon(host: str | None, env: str | None, home: str | None, namespace: str | None = None) -> Peer:
+    """Finds the daemon and the namespace that are meant there, by flags, variables and environments."""
+    peer = find_peer(host, env, home)
+    peer.namespace = namespace or os.environ.get("TAU_NAMESPACE") or peer.namespace
+    return peer
+
+
+def find_peer(host: str | None, env: str | None, home: str | None) -> Peer:
     """Finds the daemon by --host, --env, --home, TAU_HOST, TAU_ENV or `tau env use`, else at the home's socket."""
     flags = (("--host", host), ("--env", env), ("--home", home))
     named = (*flags, *((variable, os.environ.get(variable)) for variable in ("TAU_HOST", "TAU_ENV")))
@@ -2095,7 +2214,8 @@ def parse_key(text: str, origin: str) -> str:
 ENVIRONMENT_NAME = ("an environment's name", 64, "_-")
 WORD = {"type": "string", "minLength": 1}
 ENVIRONMENT_SCHEMA = object_schema(
-    dict.fromkeys(("host", "api_key", "api_key_file", "ca_file", "cert_file", "cert_key_file"), WORD), "host"
+    dict.fromkeys(("host", "api_key", "api_key_file", "ca_file", "cert_file", "cert_key_file", "namespace"), WORD),
+    "host",
 )
 
 
@@ -2188,7 +2308,9 @@ def read_settings(flags: Mapping[str, Any], config: str | None) -> Json:
     check_zone(settings["timezone"])
     executors = {name: EXECUTOR_DEFAULTS | table for name, table in file.get("executors", {}).items()}
     recipients = {name: NOTIFY_DEFAULTS | table for name, table in file.get("notify", {}).items()}
+    spaces = {name: table.get("connections", {}) for name, table in file.get("namespaces", {}).items()}
     named = {"connections": file.get("connections", {}), "executors": executors, "notify": recipients}
+    named["namespaces"] = spaces  # name → its own connections
     return settings | named | {"heal": HEAL_DEFAULTS | file.get("heal", {})}
 
 
@@ -2227,7 +2349,7 @@ EXECUTOR_DEFAULTS = {"python": "python3", "lost_after_s": 60.0, "has_dependencie
 EXECUTOR_HINT = '[executors.worker1] command = ["ssh", "worker1"]'
 #: A recipient of notifications has a URL or a command.
 NOTIFY_KEYS: Json = {
-    **dict.fromkeys(("url", "secret"), WORD),
+    **dict.fromkeys(("url", "secret", "namespace"), WORD),
     "command": EXECUTOR_KEYS["command"],
     **dict.fromkeys(("events", "pipelines"), STRINGS),
     "format": {"enum": ["json", "slack"]},
@@ -2252,11 +2374,13 @@ HEAL_KEYS = {
 HEAL_DEFAULTS = {"command": [], "env": [], "auto": False, "data": False, "attempts": 3, "per_day": 10, "at_once": 1}
 HEAL_DEFAULTS |= {"rounds": 3, "time_s": 900.0, "cool_down_s": 600.0, "probation": 3}
 HEAL_HINT = '[heal] command = ["/path/to/agent.sh"]'
+CONNECTION = object_schema({"url": {"type": "string"}, "peek": {"type": "boolean"}}, "url")
 #: section of named tables → the schema of each table, and an example.
 NAMED_TABLES = {
-    "connections": (
-        object_schema({"url": {"type": "string"}, "peek": {"type": "boolean"}}, "url"),
-        '[connections.shop] url = "postgresql://tau:${PG_PASSWORD}@db/shop"',
+    "connections": (CONNECTION, '[connections.shop] url = "postgresql://tau:${PG_PASSWORD}@db/shop"'),
+    "namespaces": (
+        object_schema({"connections": {"type": "object", "additionalProperties": CONNECTION}}),
+        '[namespaces.acme.connections.shop] url = "sqlite:////srv/acme.db"',
     ),
     "executors": (object_schema(EXECUTOR_KEYS, "command"), EXECUTOR_HINT),
     "notify": (object_schema(NOTIFY_KEYS), NOTIFY_HINT),
@@ -2319,8 +2443,10 @@ def secrets_asked(sources: Mapping[str, bytes]) -> dict[str, bool]:
     return asked
 
 
-def read_secret(name: str, folder: str | Mapping[str, str]) -> tuple[str | None, str | None]:
-    """Returns a secret and where it was found: environment, $CREDENTIALS_DIRECTORY, or the home's secrets/.
+def read_secret(
+    name: str, folder: str | Mapping[str, str], environ: Mapping[str, str] = os.environ
+) -> tuple[str | None, str | None]:
+    """Returns a secret and where it was found: environment, $CREDENTIALS_DIRECTORY, or a folder of the home's secrets/.
 
     *folder* is that folder; on another machine it is the secrets that were sent, by name.
     """
@@ -2328,11 +2454,11 @@ def read_secret(name: str, folder: str | Mapping[str, str]) -> tuple[str | None,
         raise BadRequest(f"{str(name)[:WORD_MAX]!r} cannot be a secret's name", 'ctx.secret("API_KEY")')
     if not isinstance(folder, str) and name in folder:
         return folder[name], "home"
-    if name in os.environ and not name.startswith(PRIVATE_ENVIRONMENT):
-        return os.environ[name], "environment"
+    if name in environ and not name.startswith(PRIVATE_ENVIRONMENT):
+        return environ[name], "environment"
     folders = {"home": os.path.realpath(folder)} if isinstance(folder, str) else {}
     if folders and name != KEY_CREDENTIAL:  # this key opens the daemon: pipelines must not get it
-        folders = {"credentials": os.environ.get("CREDENTIALS_DIRECTORY") or os.devnull} | folders
+        folders = {"credentials": environ.get("CREDENTIALS_DIRECTORY") or os.devnull} | folders
     for where, place in folders.items():
         if os.path.exists(path := os.path.join(place, name)):
             about = os.stat(path)
@@ -2345,18 +2471,25 @@ def read_secret(name: str, folder: str | Mapping[str, str]) -> tuple[str | None,
     return None, None
 
 
-def usable_secret(name: str, folder: str) -> tuple[str | None, str | None]:
+def secrets_below(folder: str) -> list[str]:
+    """The names of the secrets in a folder; directories beside them are other namespaces'."""
+    names = filter(re.compile(SECRET_NAME).fullmatch, names_below(folder))
+    return [name for name in names if os.path.isfile(os.path.join(folder, name))]
+
+
+def usable_secret(
+    name: str, folder: str, environ: Mapping[str, str] = os.environ
+) -> tuple[str | None, str | None]:  # fmt: skip
     """Returns a secret and its place, or None for both if it is missing or unusable."""
     try:
-        return read_secret(name, folder)
+        return read_secret(name, folder, environ)
     except (BadRequest, MissingSecret, OSError, UnicodeDecodeError):
         return None, None
 
 
-def places_of(asked: Mapping[str, bool], home: str) -> dict[str, str | None]:
+def places_of(asked: Mapping[str, bool], folder: str, environ: Mapping[str, str]) -> dict[str, str | None]:
     """Returns where each secret is found: None if it is missing, `default` if the code can do without it."""
-    folder = os.path.join(home, "secrets")
-    found = {name: usable_secret(name, folder)[1] for name in sorted(asked)}
+    found = {name: usable_secret(name, folder, environ)[1] for name in sorted(asked)}
     return {name: place or (None if asked[name] else "default") for name, place in found.items()}
 
 
@@ -2374,9 +2507,11 @@ class Mask:
         self.values: set[str] = set()
         self.forms: list[tuple[str, bytes]] = []  # all spellings, as text and in UTF-8, the longest first
 
-    def learn(self, name: str, folder: str, found: str | None) -> None:
-        """Hides a secret of this machine, if it can be read; *folder* is the home's secrets/."""
-        if name not in self.names and len(self.names) < SECRETS_MAX and (value := usable_secret(name, folder)[0]):
+    def learn(self, name: str, found: str | None, folder: str, environ: Mapping[str, str]) -> None:
+        """Hides a secret of this machine, if it can be read there."""
+        if name in self.names or len(self.names) >= SECRETS_MAX:
+            return
+        if value := usable_secret(name, folder, environ)[0]:
             self.names[name] = found
             self.add(value)
 
@@ -3171,6 +3306,15 @@ def parse_duration(value: float | str, name: str = "the duration") -> float:
     return float(seconds)
 
 
+def parse_size(value: int | str) -> int:
+    """Bytes, from a number or a text like `2G`, which counts in powers of 1,024; BadRequest for anything else."""
+    parts = re.fullmatch(r"(\d+)([KMGT]?)(?:i?B)?", str(value), re.IGNORECASE | re.ASCII)
+    size = int(parts[1]) << 10 * " KMGT".index(parts[2].upper() or " ") if parts and value is not True else 0
+    if not 64 << 20 <= size < 1 << 50:
+        raise BadRequest(f"expected a size from 64M, not {value!r:.60}", '"512M", "2G"')
+    return size
+
+
 def duration_text(seconds: float) -> str:
     """Seconds as parse_duration reads them, in the largest units: 5400 is `1h30m`."""
     text, rest = "", int(seconds)
@@ -3607,7 +3751,7 @@ def command(words: list[str]) -> int:
         raise BadRequest(f"no command after {words[-1]}", "`tau --help` lists them")
     view = View(words)
     common = {option: options.pop(option, None) for option in COMMON}
-    asked = {name: common[f"--{name}"] for name in ("host", "env", "home")}
+    asked = {name: common[f"--{name}"] for name in ("host", "env", "home", "namespace")}
     if chosen.name != "try":  # which may need no daemon: else the client refuses it
         refuse_writes(chosen.words, chosen.effect)
     try:
@@ -3934,6 +4078,7 @@ COMMON = {
         ("--env", "EnvironmentName", "an environment of `tau env list` (TAU_ENV)"),
         ("--host", "str", "unix:///path, tcp://host:port or https://host (TAU_HOST)"),
         ("--home", "FilePath", "home of the daemon (TAU_HOME)"),
+        ("--namespace", "NamespaceName", "a team's part of it (TAU_NAMESPACE)"),
         ("--json", "bool", "JSON, on a terminal too (TAU_OUTPUT=json)"),
         ("--text", "bool", "text for people, into a pipe too (TAU_OUTPUT=text)"),
     )
@@ -4252,7 +4397,7 @@ class Tab:
 
     def ask(self, method: str, limit: Json, rows: str, word: str, meaning: str) -> list[Offer]:
         params = limit | ({"name": self.given["name"]} if method == "runs" and "name" in self.given else {})
-        with Client(*(self.given.get(option) for option in ("--host", "--home", "--env"))) as client:
+        with Client(*(self.given.get(option) for option in ("--host", "--home", "--env", "--namespace"))) as client:
             offered = client.call(method, params)[rows]
         # What goes into a command line must stand there as it is.
         return [(row[word], meaning.format(**row)) for row in offered if shell_line(row[word]) == row[word]]
@@ -4263,6 +4408,7 @@ ASKED: dict[str, tuple[str, Json, str, str, str]] = {
     "PipelineName": ("list", {"limit": 1000}, "pipelines", "name", "{description}"),
     "RunId": ("runs", {"limit": 50}, "runs", "run_id", "{pipeline} {status} {queued_at}"),
     "KeyName": ("key_list", {}, "keys", "name", "{status} {scope}"),
+    "NamespaceName": ("namespace_list", {}, "namespaces", "name", "weight {weight}"),
 }
 ASKED |= {"Subject": ASKED["PipelineName"], "run_id": ASKED["RunId"]}
 
@@ -5218,12 +5364,15 @@ class Client:
     """The asking side of the wire: `with Client() as tau: tau.call("run", {"name": "hello_world"})`.
 
     *host* is an address, *home* the daemon's directory, *env* an environment of environments.toml (default:
-    the first of $TAU_HOST, $TAU_ENV, the choice of `tau env use`, and the socket in the home).
+    the first of $TAU_HOST, $TAU_ENV, the choice of `tau env use`, and the socket in the home).  *namespace* is that
+    of names without one (default: $TAU_NAMESPACE, that of the environment, that of the key).
     Raises TauError subclasses.
     """
 
-    def __init__(self, host: str | None = None, home: str | None = None, env: str | None = None) -> None:
-        self.peer = find_daemon(host, env, home)
+    def __init__(
+        self, host: str | None = None, home: str | None = None, env: str | None = None, namespace: str | None = None
+    ) -> None:
+        self.peer = find_daemon(host, env, home, namespace)
         self.host, self.home = self.peer.host, self.peer.home
         self.read_only = is_read_only()
         self.channel: Channel | None = None
@@ -5290,6 +5439,7 @@ class Client:
         channel = self.channel = self.channel or self.connect()
         self.requests += 1
         message = {"jsonrpc": "2.0", "id": self.requests, "method": method, "params": params}
+        message |= {"namespace": self.peer.namespace} if self.peer.namespace else {}
         for answer in channel.answers(message):
             if answer.get("method") == "event":
                 event = answer["params"]
@@ -5768,7 +5918,7 @@ async def check(
     """
     daemon = call.daemon
     deployment = Deployment(call, files, include, entry)
-    secrets = places_of(dict.fromkeys(deployment.secrets, True), daemon.home)
+    secrets = places_of(dict.fromkeys(deployment.secrets, True), *Room.of(daemon.store, f"{call.caller.home}/").secrets)
     missing = [name for name, place in secrets.items() if place is None]
     answer: Json = {"ok": False, "error": None, "pipelines": [], "environments": []}
     answer |= {"secrets": secrets, "missing_imports": [], "missing_secrets": missing}
@@ -5816,7 +5966,7 @@ async def undeploy(call: Call, name: PipelineName) -> Json:
     cancelled = await call.write(daemon.agenda.undeploy, name)
     if name == CANARY:
         await daemon.store.write(daemon.store.delete_pipeline, name)
-        remove_tree(os.path.join(daemon.home, "data", CANARY))
+        remove_tree(data_directory(daemon.home, name))
     return {"name": name, "changed": cancelled is not None, "cancelled_runs": cancelled or []}
 
 
@@ -5888,7 +6038,7 @@ def lineage(call: Call, name: str | None = None, resource: str | None = None, *,
 
 def place_of(call: Call, word: str) -> str:
     """Returns the name of a place.  Raises NotFound for a relative path: each pipeline has its own directory."""
-    url = call.daemon.settings["connections"].get(word, {"url": word})["url"]
+    url = Room.of(call.daemon.store, f"{call.caller.home}/").connections.get(word, {"url": word})["url"]
     place = word if word.startswith("@") else place_name(url, "/")
     if place != word and place != place_name(url, "/other"):
         known, wrong = call.caller.sift(call.ask.known_names()), "is no pipeline, and no URL or absolute path"
@@ -5949,14 +6099,19 @@ async def peek_(
         tau peek in/sales.csv --in orders --profile
     """
     daemon, names = call.daemon, call.among()
-    data = os.path.join(daemon.home, "data")
+    data = data_directory(daemon.home, "")
     about = {"place": place, "resource": resource, "limit": limit, "profile": profile, "environment": None}
     job: Json = about | {"kind": "peek", "timeout": PEEK_S, "memory_bytes": PEEK_BYTES, "run_id": "", "version": 0}
-    job |= {"pipeline": in_ or "", "attempt": 1, "params": {}, "store": daemon.store.database.path}
-    job["data"] = [data] if names is None else [os.path.join(data, name) for name in names]
+    job |= {"pipeline": in_ or f"{call.caller.home}/", "attempt": 1, "params": {}, "store": daemon.store.database.path}
+    job["home"] = daemon.home
+    job["data"] = (
+        [data, os.path.join(daemon.home, "namespaces")]
+        if names is None
+        else [data_directory(daemon.home, name) for name in names]
+    )
     if in_ is not None:
         job["environment"] = call.ask.version(in_, None)["options"].get("environment")
-        job["directory"] = os.path.join(data, in_)
+        job["directory"] = data_directory(daemon.home, in_)
     else:
         place_of(call, place)  # which is not relative
     check_peek(call, place, resource, job.get("directory", ""))
@@ -6148,10 +6303,8 @@ async def wait(
 
 def seen_runs(call: Call, words: list[str]) -> dict[str, str]:
     """Returns run id → status of the runs that these ids, or beginnings of ids, name."""
-    for word in words:
-        if call.caller.patterns and not call.caller.sees(owner_of(call.ask, word)):
-            raise NotFound(f"no run '{word[:WORD_MAX]}'")
-    run_ids = dict.fromkeys(map(call.ask.pick_live, dict.fromkeys(words)))
+    found = [subject_of(call, "Subject", word) for word in dict.fromkeys(words)]
+    run_ids = dict.fromkeys(map(call.ask.pick_live, found))
     return {run_id: call.ask.status_of(run_id) for run_id in run_ids}
 
 
@@ -6466,9 +6619,9 @@ async def status(call: Call) -> Json:
     tau status
     tau --home /var/lib/tau status
     """
-    daemon, counts = call.daemon, call.ask.totals()
+    daemon, counts = call.daemon, call.ask.totals(call.caller.namespace)
     live = daemon.runner.processes()
-    if call.caller.patterns:
+    if call.caller.is_limited:
         live = [row for row in live if row.get("run_id") is None or call.caller.sees(call.ask.owner(row["run_id"]))]
     disk = os.statvfs(daemon.home)
     return {
@@ -6494,8 +6647,8 @@ async def status(call: Call) -> Json:
         "storage": {"free_bytes": disk.f_bavail * disk.f_frsize, "refused_at": daemon.store.database.refused_at},
         "stopping": daemon.stopping,
         "warnings": [*daemon.warnings.values()],
-        "warm": [] if call.caller.patterns else [omit(row, ("forced",)) for row in daemon.runner.starter.warm],
-        "task_failures": [] if call.caller.patterns else [*daemon.store.metrics.failures.values()],
+        "warm": [] if call.caller.is_limited else [omit(row, ("forced",)) for row in daemon.runner.starter.warm],
+        "task_failures": [] if call.caller.is_limited else [*daemon.store.metrics.failures.values()],
     }
 
 
@@ -6519,7 +6672,7 @@ def watch(call: Call, *, limit: Limit = 5) -> Json:
     return {
         "at": rfc3339(time.time()),
         "daemon": {"version": __version__, "pipelines": call.ask.pipeline_count(among), "open_incidents": count},
-        "runs": pick(call.ask.totals(), "running", "retrying", "queued"),
+        "runs": pick(call.ask.totals(call.caller.namespace), "running", "retrying", "queued"),
         "paused": call.ask.pause(""),
         "live": live,
         "ended": ended,
@@ -6792,7 +6945,7 @@ async def create(
     seen = {place: await peek_(call, place) for place in (places or "").split(",") if place}
     asked |= {"entry": f"{name}.py", "places": fence(seen), "manual": manual_page("authoring"), "rules": CREATE_RULES}
     secrets = await call.beside(secret_list)
-    asked |= {"connections": sorted(call.daemon.settings["connections"])}
+    asked |= {"connections": sorted(Room.of(call.daemon.store, f"{call.caller.home}/").connections)}
     asked |= {"secrets": [row["name"] for row in secrets["secrets"]]}
     problem: Json = {}
     for number in range(1, healing["rounds"] + 1):
@@ -7219,10 +7372,11 @@ def operation_schema(entry: Operation, answer: Json) -> Json:
     return about | {"params": entry.schema(), "answer": answer, "bounds": entry.bounds, "examples": entry.examples}
 
 
+@sifts
 @admin
 @writes
 async def secret_set(call: Call, name: SecretName, value: str = "") -> Json:
-    """Save a secret in the home, where ctx.secret finds it; its value comes from stdin.
+    """Save a secret of a namespace in the home, where ctx.secret finds it; its value comes from stdin.
 
     value         `-`, or nothing: others can see the words of a command line
 
@@ -7234,6 +7388,7 @@ async def secret_set(call: Call, name: SecretName, value: str = "") -> Json:
     return await save_secret(call, name, data)
 
 
+@sifts
 @admin
 @destroys
 async def secret_remove(call: Call, name: SecretName) -> Json:
@@ -7247,7 +7402,10 @@ async def secret_remove(call: Call, name: SecretName) -> Json:
 
 async def save_secret(call: Call, name: str, data: bytes | None) -> Json:
     """Writes a secret's file, or without *data* removes it."""
-    path = os.path.join(call.daemon.home, "secrets", name)
+    folder, environ = Room.of(call.daemon.store, f"{call.caller.home}/").secrets
+    path = os.path.join(folder, name)
+    if os.path.isdir(path):
+        raise Conflict(f"'{name}' is the name of a namespace", "choose another name")
     changed = read_bytes(path) != data
     try:
         if data is None:
@@ -7258,10 +7416,9 @@ async def save_secret(call: Call, name: str, data: bytes | None) -> Json:
     except OSError as problem:
         raise disk_error(path, problem) from None
     if changed:
-        await call.write(
-            call.daemon.store.event, "secret.set" if data else "secret.removed", None, None, {"name": name}
-        )
-    return {"name": name, "changed": changed, "found": usable_secret(name, os.path.dirname(path))[1]}
+        about = {"name": full_name(name, call.caller.home)}
+        await call.write(call.daemon.store.event, "secret.set" if data else "secret.removed", None, None, about)
+    return {"name": name, "changed": changed, "found": usable_secret(name, folder, environ)[1]}
 
 
 @sifts
@@ -7273,29 +7430,37 @@ def secret_list(call: Call) -> Json:
     tau secret list --json
     """
     # What an older Tau has deployed is among them when it is deployed again.
-    home, limited = call.daemon.home, call.caller.patterns
-    question = "SELECT secrets, json_group_array(pipeline) AS pipelines FROM live WHERE secrets IS NOT NULL GROUP BY 1"
-    asking = [(row["secrets"], call.caller.sift(row["pipelines"])) for row in call.ask.rows(question)]
-    if not limited:
-        kept = [name for name in names_below(os.path.join(home, "secrets")) if re.fullmatch(SECRET_NAME, name)]
+    store, caller = call.daemon.store, call.caller
+    asking: list[tuple[Json, list[str], str]] = []
+    question = "SELECT pipeline, secrets FROM live WHERE secrets IS NOT NULL ORDER BY pipeline"
+    for row in filter(lambda row: caller.sees(row["pipeline"]), call.ask.rows(question)):
+        asking.append((row["secrets"], [row["pipeline"]], namespace_of(row["pipeline"])))
+    if not caller.is_limited:
         urls = {f"connection {name}": table["url"] for name, table in call.daemon.settings["connections"].items()}
         for name, table in call.daemon.settings["notify"].items():
             key = table.get("secret", SIGNING_KEY)
             urls[f"notify {name}"] = table.get("url", "") + f"${{{key}}}" * (not key.startswith(SIGNING_KEY))
-        asking += [(dict.fromkeys(re.findall(SECRET_IN_URL, url), True), [user]) for user, url in urls.items()]
-        asking += [(dict.fromkeys(kept, False), [])]
-    needed, users = dict[str, bool](), dict[str, list[str]]()
-    for names, by in asking:
-        for name in names if by or not limited else ():
-            needed[name] = needed.get(name, False) or names[name]
-            users.setdefault(name, []).extend(by)
-    places = places_of(needed, home)
-    secrets = [{"name": name, "found": places[name], "used_by": sorted(users[name])} for name in places]
+        for user, url in urls.items():
+            asking.append((dict.fromkeys(re.findall(SECRET_IN_URL, url), True), [user], DEFAULT_NAMESPACE))
+    rooms = {name: Room.of(store, f"{name}/") for name in call.ask.namespaces(caller.namespace)}
+    for name, room in rooms.items() if not caller.patterns else ():
+        asking.append((dict.fromkeys(secrets_below(room.secrets[0]), False), [], name))
+    secrets: list[Json] = []
+    for name, room in rooms.items():
+        needed, users = dict[str, bool](), dict[str, list[str]]()
+        for names, by, namespace in asking:
+            for secret in names if namespace == name else ():
+                needed[secret] = needed.get(secret, False) or names[secret]
+                users.setdefault(secret, []).extend(by)
+        found = places_of(needed, *room.secrets)
+        about = {"namespace": name}
+        secrets += [{"name": it, "found": found[it], "used_by": sorted(users[it])} | about for it in found]
     return listing(call, "secrets", secrets, len(secrets), {})
 
 
 def missing_secrets(call: Call) -> list[str]:
-    return [row["name"] for row in secret_list(call)["secrets"] if row["found"] is None]
+    rows = secret_list(call)["secrets"]
+    return [full_name(row["name"], row["namespace"]) for row in rows if row["found"] is None]
 
 
 @sifts
@@ -7326,10 +7491,117 @@ async def open_(call: Call, *, scope: str | None = None, print_: bool = False) -
 
 @admin
 @writes
+async def namespace_create(
+    call: Call,
+    name: NamespaceName,
+    *,
+    weight: Weight | None = None,
+    max_running: Quota | None = None,
+    max_queued: Quota | None = None,
+    runs_per_day: Quota | None = None,
+    disk_bytes: Size | None = None,
+    memory_bytes: Size | None = None,
+    executor: str | None = None,
+    user: str | None = None,
+    connections: list[str] | None = None,
+    variables: list[str] | None = None,
+) -> Json:
+    """Create a namespace: a team's own names, secrets, data, keys, quotas, and its fair share of the slots.
+
+    executor      where all its runs run: an executor of tau.toml
+
+        tau namespace create acme --weight 2 --max-running 4 --disk 10G
+        tau namespace create lab --executor worker1
+    """
+    return await call.write(call.daemon.store.save_namespace, name, omit(call.arguments, ("name", "reason")), True)
+
+
+@admin
+@writes
+async def namespace_set(
+    call: Call,
+    name: NamespaceName,
+    *,
+    weight: Weight | None = None,
+    max_running: Quota | None = None,
+    max_queued: Quota | None = None,
+    runs_per_day: Quota | None = None,
+    disk_bytes: Size | None = None,
+    memory_bytes: Size | None = None,
+    executor: str | None = None,
+    user: str | None = None,
+    connections: list[str] | None = None,
+    variables: list[str] | None = None,
+) -> Json:
+    """Change what a namespace may have; what is not named stays.
+
+    executor      where all its runs run: an executor of tau.toml, or '' for where their pipelines say
+
+        tau namespace set acme --weight 1 --runs-per-day 500
+        tau namespace set default --max-queued 1000
+    """
+    return await call.write(call.daemon.store.save_namespace, name, omit(call.arguments, ("name", "reason")), False)
+
+
+@sifts
+@reads
+def namespace_list(call: Call) -> Json:
+    """List the namespaces, with what each may have.
+
+    tau namespace list
+    tau namespace list --json
+    """
+    rows = [
+        pick(row := call.ask.namespace(name), "name", "created_at") | row["options"]
+        for name in call.ask.namespaces(call.caller.namespace)
+    ]
+    return listing(call, "namespaces", rows, len(rows), {})
+
+
+@sifts
+@reads
+def namespace_show(call: Call, name: NamespaceName | None = None) -> Json:
+    """Show a namespace: what it may have, and what it uses of that.
+
+    name          which namespace; without it, your own
+
+        tau namespace show acme
+        tau namespace show --namespace acme
+    """
+    row = call.ask.namespace((call.caller.within(name, call.ask) if name else call.caller).home)
+    counts = call.ask.totals(row["name"])
+    today = row["day_runs"] if row["day"] == rfc3339(time.time())[:10] else 0
+    used = pick(counts, "running", "retrying", "queued") | {"runs_today": today}
+    return {"name": row["name"], "created_at": row["created_at"], **row["options"], "used": used}
+
+
+@admin
+@destroys
+async def namespace_remove(call: Call, name: NamespaceName, *, force: bool = False) -> Json:
+    """Remove a namespace with its data, secrets, keys and history: a later one of this name sees nothing of it.
+
+    force         undeploy its pipelines first
+
+        tau namespace remove acme
+        tau namespace remove acme --force --reason "the team has left"
+    """
+    daemon = call.daemon
+    run_ids = await call.write(daemon.store.remove_namespace, name, force)
+    places = [os.path.join(daemon.home, "namespaces", name), secrets_folder(daemon.home, name)]
+    for place in [*places, *map(daemon.runner.memos, run_ids)]:
+        await asyncio.to_thread(remove_tree, place)
+    daemon.keys.read()
+    daemon.drop_revoked(call.connection)
+    return {"name": name, "removed_runs": len(run_ids)}
+
+
+@sifts
+@admin
+@writes
 async def key_create(
     call: Call, name: str, *, scope: str = "operate", pipelines: str | None = None, expires: Duration | None = None
 ) -> Json:
-    """Create an access key for the network; this is the only time that it is shown.
+    """Create an access key of a namespace for the network; this is the only time that it is shown.
 
     name          a name for it; what is done with the key is recorded under this name
     scope         read: look; operate: deploy and run too; admin: everything
@@ -7337,7 +7609,7 @@ async def key_create(
     expires       it is valid for this long: 30d, 12h, or seconds; without it until it is revoked
 
         tau key create ci --scope operate --pipelines 'etl_*' --expires 30d
-        tau key create monitoring --scope read
+        tau key create monitoring --scope read --namespace acme
     """
     patterns = (pipelines or "").replace(",", " ").split()
     check_name(name, "a key's name")
@@ -7349,7 +7621,7 @@ async def key_create(
         raise BadRequest("an admin's key is for all pipelines", "leave out --pipelines, or choose --scope operate")
     key, now = new_key(), time.time()
     shown: Json = {
-        "name": name,
+        "name": full_name(name, call.caller.home),
         "scope": scope,
         "pipelines": patterns,
         "created_at": rfc3339(now),
@@ -7360,6 +7632,7 @@ async def key_create(
     return shown | {"key": key}
 
 
+@sifts
 @admin
 @reads
 def key_list(call: Call) -> Json:
@@ -7368,10 +7641,11 @@ def key_list(call: Call) -> Json:
     tau key list
     tau key list --json
     """
-    keys = call.ask.keys(rfc3339(time.time()))
+    keys = call.ask.keys(rfc3339(time.time()), call.caller.namespace)
     return listing(call, "keys", keys, len(keys), {}) | {"configured": len(call.daemon.keys.given)}
 
 
+@sifts
 @admin
 @destroys
 async def key_revoke(call: Call, name: KeyName) -> Json:
@@ -7388,6 +7662,7 @@ async def key_revoke(call: Call, name: KeyName) -> Json:
     return {"name": name, "changed": changed}
 
 
+@sifts
 @reads
 def notify_list(call: Call, *, limit: Limit = 20) -> Json:
     """List the recipients of notifications, how far each is, and the events that they have not taken.
@@ -7398,19 +7673,28 @@ def notify_list(call: Call, *, limit: Limit = 20) -> Json:
         tau notify list --json
     """
     recipients, shown = [], ("failures", "failing_at", "next_at", "problem", "delivered_at")
-    for name, recipient in call.daemon.outbox.recipients.items():
+    seen = recipients_seen(call)
+    for name, recipient in seen.items():
         row = call.ask.row("SELECT * FROM recipients WHERE name = ?", name) or {}
         waiting = recipient.news(call.ask, row["seq"], LIST_MAX)["events"] if row else []
         dead = call.ask.value("SELECT count(*) FROM dead_letters WHERE recipient = ?", name)
         about: Json = {"name": name, "to": recipient.address()} | pick(recipient.table, "events", "pipelines")
         about |= {"waiting": len(waiting), "waiting_since_at": waiting[0]["at"] if waiting else None}
         recipients.append(about | {key: row.get(key) for key in shown} | {"dead_letters": dead})
-    letters = call.ask.rows("SELECT * FROM dead_letters ORDER BY seq DESC, recipient LIMIT ?", limit)
+    of_these = "recipient IN (SELECT value FROM json_each(?))"
+    last = f"SELECT * FROM dead_letters WHERE {of_these} ORDER BY seq DESC, recipient LIMIT ?"
+    letters = call.ask.rows(last, encode_json([*seen]), limit)
     for letter in letters:
         letter["next"] = [shell_line("tau", "notify", "retry", letter["id"])]
     return listing(call, "recipients", recipients, len(recipients), {}) | {"dead_letters": letters}
 
 
+def recipients_seen(call: Call) -> dict[str, Recipient]:
+    own, known = call.caller.namespace, call.daemon.outbox.recipients
+    return {name: it for name, it in known.items() if own in (None, it.caller.namespace)}
+
+
+@sifts
 @admin
 @writes
 async def notify_test(call: Call, name: str) -> Json:
@@ -7427,6 +7711,7 @@ async def notify_test(call: Call, name: str) -> Json:
     return await send_now(call, name, event)
 
 
+@sifts
 @admin
 @writes
 async def notify_retry(call: Call, id_: str) -> Json:
@@ -7438,7 +7723,7 @@ async def notify_retry(call: Call, id_: str) -> Json:
         tau notify retry msg_4711_0f3c9d1e2b4a --json
     """
     letter = call.ask.row("SELECT * FROM dead_letters WHERE id = ?", id_)
-    if letter is None:
+    if letter is None or letter["recipient"] not in recipients_seen(call):
         raise NotFound(f"no event with the id '{id_[:WORD_MAX]}' waits", "tau notify list")
     event = call.ask.row(f"SELECT {EVENT_COLUMNS} FROM events WHERE seq = ?", letter["seq"])
     done = await send_now(call, letter["recipient"], event)
@@ -7448,7 +7733,7 @@ async def notify_retry(call: Call, id_: str) -> Json:
 
 
 async def send_now(call: Call, name: str, event: Any) -> Json:
-    recipients = call.daemon.outbox.recipients
+    recipients = recipients_seen(call)
     if name not in recipients:
         raise NotFound(
             f"there is no recipient '{name[:WORD_MAX]}'", did_you_mean(name, recipients, "`tau notify list`")
@@ -7731,7 +8016,7 @@ def to_operation(name: str, options: Json, reads_only: bool) -> tuple[str, Json]
         raise BadRequest(f"'{name}' is for a person's shell", hint)
     if reads_only and entry.effect != "reads":
         raise Forbidden(f"`tau {entry.words}` does not only read", "give it to the tool change")
-    if elsewhere := [flag for flag in ("--env", "--host", "--home") if flag in options]:
+    if elsewhere := [flag for flag in ("--env", "--host", "--home", "--namespace") if flag in options]:
         raise BadRequest(f"{elsewhere[0]}: this speaks to one daemon", "leave it out, or configure a second server")
     arguments = {}
     for key in options.keys() - {*COMMON, "follow", "raw", "out"}:  # which say where a shell puts the answer
@@ -8289,8 +8574,15 @@ SHAPES = """
         triggers:text* documents:object pipeline:object;
     operation: name command summary effect params answer:object bounds:object examples:text*;
 
-    secret_set,secret_remove: name changed found:text?; secret_list: secrets:{name found:text? used_by:text*}*
-        &listed;
+    secret_set,secret_remove: name changed found:text?;
+    secret_list: secrets:{name found:text? used_by:text* namespace}* &listed;
+    namespace_create,namespace_set: name changed &may_have;
+    namespace_list: namespaces:{name created_at &may_have}* &listed;
+    namespace_show: name created_at &may_have used:{running:integer retrying:integer queued:integer
+        runs_today:integer};
+    namespace_remove: name removed_runs:integer;
+    may_have: weight:integer max_running:integer max_queued:integer runs_per_day:integer disk_bytes:integer
+        memory_bytes:integer executor:text user connections:text* variables:text*;
     key_create: &key_facts key:text;
     key_list: keys:{&key_facts used_at revoked_at actor status}* &listed configured:integer;
     open: address scope expires_at opened?:flag;
@@ -8331,7 +8623,11 @@ SHAPES = """
     scheduler.gap: cause from until seconds; clock.unset: shows:time; clock.set_back: from to:time seconds;
     daemon.stopping: drain:number cancel:flag; retention.forced: what older_than_s bytes most_bytes;
     store.copied: &backup; store.pruned: &pruned; store.restored: file:text lost:integer cancelled:integer;
-    secret.set,secret.removed,key.revoked: name; key.created: name scope pipelines:text* expires_at;
+    namespace.created,namespace.changed: name weight?:integer max_running?:integer max_queued?:integer
+        runs_per_day?:integer disk_bytes?:integer memory_bytes?:integer executor?:text user? connections?:text*
+        variables?:text*;
+    secret.set,secret.removed,key.revoked,namespace.removed: name;
+    key.created: name scope pipelines:text* expires_at;
     claim.begun,claim.ended: incident claimed_by:text? claimed_until:time?;
     heal.exhausted: incident bound attempts:integer; heal.began: attempt:text incident run_id version;
     heal.fixed,heal.proven,heal.rejected,heal.no_change,heal.escalated,heal.given_up: &healing;
@@ -9348,7 +9644,7 @@ class Call:
 
     def among(self) -> list[str] | None:
         """The pipelines that the caller sees; None means all."""
-        return self.caller.sift(self.ask.known_names()) if self.caller.patterns else None
+        return self.caller.sift(self.ask.known_names()) if self.caller.is_limited else None
 
     def only_waits(self) -> None:
         """Lets other requests begin: from now on, this one only waits for a run."""
@@ -9622,9 +9918,11 @@ class Connection(Protocol):
             raise InvalidRequest("id must be a string or a number", "send an id that answers can repeat")
         if self.mcp.speaks(method):
             return json_bytes(await self.mcp.result(message))
-        return HELLO if method in ("ping", "hello") else await self.operate(method, params, message.get("id"))
+        if method in ("ping", "hello"):
+            return HELLO
+        return await self.operate(method, params, message.get("id"), message.get("namespace"))
 
-    async def operate(self, method: str, params: Any, number: Any = None) -> bytes:
+    async def operate(self, method: str, params: Any, number: Any = None, namespace: Any = None) -> bytes:
         """Returns the result of an operation as JSON."""
         if (chosen := OPERATIONS.get(method)) is None:
             method = method[:WORD_MAX]
@@ -9632,11 +9930,12 @@ class Connection(Protocol):
         if not isinstance(params, dict):
             raise BadRequest("params must be an object", f"`tau {method} --help`")
         assert self.caller is not None  # a stranger's requests do not come here
-        self.caller.check(chosen)
+        caller = self.caller if namespace is None else self.caller.within(namespace, self.daemon.store.ask)
+        caller.check(chosen)
         arguments = chosen.check(params)
         if self.daemon.stopping and chosen.effect != "reads":
             raise Unavailable(*SHUTTING_DOWN)
-        return await perform(Call(self, self.caller, number, chosen, arguments))
+        return await perform(Call(self, caller, number, chosen, arguments))
 
     async def ask(self, method: str, params: Json) -> Json:
         """Returns the result of an operation that the peer asks for in another protocol."""
@@ -9656,17 +9955,15 @@ async def perform(call: Call) -> bytes:
     arguments = call.arguments
 
     def answer(call: Call) -> bytes:
-        check_sight(call, arguments)
-        return call.encode(call.chosen.call(call, arguments))
+        return call.encode(call.chosen.call(call, see(call, arguments)))
 
     try:
         if call.chosen.is_question:
             return await call.beside(answer)
-        check_sight(call, arguments)
-        result: Json | bytes = await call.chosen.call(call, arguments)
+        result: Json | bytes = await call.chosen.call(call, see(call, arguments))
         return result if isinstance(result, bytes) else json_bytes(pick_fields(result, arguments.get("fields")))
     except NotFound as problem:
-        if call.caller.patterns:
+        if call.caller.patterns or (call.caller.is_limited and not problem.hint):
             problem.hint = SEEN_HINT
         raise
 
@@ -10006,7 +10303,8 @@ class Recipient:
             raise BadRequest(f"[notify.{name}] must have either url or command", NOTIFY_HINT)
         types = types_seen(Caller(name, "admin"), ",".join(table["events"]))
         self.types = [kind for kind in types if not kind.startswith("notify.")]  # a message about messages never ends
-        self.caller = Caller(f"notify.{name}", "operate" if table["data"] else "read", table["pipelines"])
+        scope, namespace = "operate" if table["data"] else "read", table.get("namespace")
+        self.caller = Caller(f"notify.{name}", scope, table["pipelines"], namespace=namespace)
         self.seen = 0  # none of the events up to here is for it; its row may say less
 
     def address(self) -> str:
@@ -10019,7 +10317,7 @@ class Recipient:
 
     def news(self, ask: Questions, since: int, limit: int) -> Json:
         """Returns the first events after *since* that are for it."""
-        among = self.caller.sift(ask.known_names()) if self.caller.patterns else None
+        among = self.caller.sift(ask.known_names()) if self.caller.is_limited else None
         return ask.events(since, limit, among, self.types, None)
 
 
@@ -10359,7 +10657,7 @@ ANSWER_SCHEMA = object_schema(
 def case_for_agent(call: Call, incident: str, with_data: bool) -> Json:
     """Returns an incident as an agent may see it: rows and values of people only if [heal] says so."""
     if not with_data:
-        call.caller = Caller(call.caller.name, "read", call.caller.patterns)
+        call.caller = call.caller.but(scope="read")
     return describe_incident(call, incident, True, ANSWER_BYTES_MAX)
 
 
@@ -10368,6 +10666,7 @@ async def ask_agent(call: Call, asked: Json, healing: Json) -> Json:
     environ = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", *healing["env"]) if name in os.environ}
     job: Json = {
         "kind": "agent",
+        "pipeline": "",
         "command": healing["command"],
         "environ": environ,
         "asked": asked,
@@ -10598,7 +10897,7 @@ class Case:
         path = self.error["step"] or ""
         places = [(step["path"], place) for step in self.steps for place in step["places"] or () if place["place"]]
         own = [place for where, place in places if where == path] or [place for _, place in places[-1:]]
-        directory = os.path.join(self.call.daemon.home, "data", self.name, "")
+        directory = os.path.join(data_directory(self.call.daemon.home, self.name), "")
         for place in own[:1]:
             words = [place["place"].removeprefix(directory), *filter(None, [place["resource"]])]
             inside = ["--in", self.name] if words[0] != place["place"] else []
@@ -10798,12 +11097,41 @@ class Caller:
     """The sender of a request: a user of this machine, or the holder of a key."""
 
     def __init__(
-        self, name: str, scope: str, patterns: Sequence[str] = (), expires_at: str | None = None, digest: bytes = b""
-    ) -> None:
+        self, name: str, scope: str, patterns: Sequence[str] = (), expires_at: str | None = None, digest: bytes = b"",
+        namespace: str | None = None,
+    ) -> None:  # fmt: skip
         self.name, self.scope, self.patterns, self.expires_at = name, scope, patterns, expires_at
         self.digest = digest  # the key's digest; empty for a user of this machine
+        self.namespace = namespace  # the only one that it sees; None for an admin of the daemon
+        self.holder = self  # who this is, where less is meant
         self.revoked = False
         self.used_at = 0.0  # when the key's use was last recorded
+
+    def but(self, **changes: Any) -> Caller:
+        """Returns the same caller, for less."""
+        less = type(self).__new__(type(self))
+        vars(less).update(vars(self) | changes)
+        return less
+
+    def within(self, namespace: Any, ask: Questions) -> Caller:
+        """Returns this caller as one that sees a namespace only.  NotFound if it does not see that."""
+        if not isinstance(namespace, str) or self.namespace not in (None, namespace):
+            raise NotFound(f"no namespace '{str(namespace)[:WORD_MAX]}'", "leave out --namespace and TAU_NAMESPACE")
+        return self.but(namespace=ask.namespace(namespace)["name"])
+
+    @property
+    def home(self) -> str:
+        """The namespace of words that name none."""
+        return self.namespace or DEFAULT_NAMESPACE
+
+    @property
+    def is_limited(self) -> bool:
+        return self.namespace is not None or bool(self.patterns)
+
+    @property
+    def reach(self) -> str:
+        where = [f"namespace {self.namespace}"] if self.namespace else []
+        return ", ".join([*where, *self.patterns])
 
     def check(self, chosen: Operation) -> None:
         """Raises Forbidden unless this caller may still call this operation."""
@@ -10815,12 +11143,16 @@ class Caller:
     def check_time(self) -> None:
         """Raises Forbidden once the key has expired or was revoked."""
         expired = self.expires_at is not None and rfc3339(time.time()) >= self.expires_at
-        if self.revoked or expired:
+        if self.holder.revoked or expired:
             why = f"expired at {self.expires_at}" if expired else "opens nothing any more"
             raise Forbidden(f"the key '{self.name}' {why}", "`tau key create NAME` makes another")
 
     def sees(self, pipeline: str) -> bool:
-        return not self.patterns or any(fnmatch.fnmatchcase(pipeline, pattern) for pattern in self.patterns)
+        """Whether the whole name of a pipeline is for this caller; patterns are of names in its namespace."""
+        if not pipeline or self.namespace not in (None, namespace_of(pipeline)):
+            return not self.is_limited
+        name = pipeline.rpartition("/")[2] if self.namespace else pipeline
+        return not self.patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in self.patterns)
 
     def sift(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if self.sees(name)]
@@ -10853,7 +11185,8 @@ class Keys:
         self.holders = {digest: Caller("key", "admin", digest=digest) for digest in self.given}
         for row in self.store.ask.rows("SELECT * FROM keys WHERE revoked_at IS NULL"):
             digest = bytes.fromhex(row["sha256"])
-            self.holders[digest] = Caller(row["name"], row["scope"], row["pipelines"], row["expires_at"], digest)
+            about = row["name"], row["scope"], row["pipelines"], row["expires_at"]
+            self.holders[digest] = Caller(*about, digest, namespace_of(row["name"]))
 
     async def admit(self, given: Any, remote: str) -> Caller:
         """Returns the holder of a key; raises Forbidden, after WRONG_KEY_S, for a wrong key."""
@@ -10869,8 +11202,7 @@ class Keys:
     def new_word(self, caller: Caller, scope: str, now: float) -> tuple[str, float]:
         """Returns a word by which a browser becomes this caller, with a scope, and until when it does so."""
         word, until = new_key(), now + LOGIN_S
-        known = Caller(caller.name, scope, caller.patterns, caller.expires_at, caller.digest)
-        self.words[digest_key(word)] = known, until
+        self.words[digest_key(word)] = caller.but(scope=scope), until
         if len(self.words) > WORDS_MAX:
             self.words.pop(next(iter(self.words)))
         return word, until
@@ -10932,20 +11264,38 @@ def make_key(home: str) -> str:
     return key
 
 
-def check_sight(call: Call, arguments: Json) -> None:
-    """Raises Forbidden or NotFound unless the caller sees the pipelines and runs that arguments name."""
-    caller, ask, known = call.caller, call.ask, call.chosen.arguments
-    if not caller.patterns:
-        return
-    subjects = [(known[name].kind, value) for name, value in arguments.items() if value is not None]
-    subjects = [(kind, value) for kind, value in subjects if kind in (*SUBJECTS, "list[RunId]")]
-    if not subjects and not call.chosen.sifts:
-        raise Forbidden(f"the key '{caller.name}' is for {', '.join(caller.patterns)} only", SEEN_HINT)
-    for kind, word in subjects:
-        if kind == "list[RunId]":
-            continue  # may be long: seen_runs() looks
-        if not caller.sees(word if kind == "PipelineName" else owner_of(ask, word, named=kind == "Subject")):
-            raise NotFound(f"no {'run' if kind == 'RunId' else 'pipeline named'} '{word[:WORD_MAX]}'")
+def see(call: Call, arguments: Json) -> Json:
+    """Returns arguments whose words are whole names and ids, all of them of what the caller sees.
+
+    Raises NotFound for what it does not see, as for what nobody has; Forbidden if all that the operation is about is
+    the daemon's.
+    """
+    caller, known = call.caller, call.chosen.arguments
+    kinds = {name: known[name].kind for name, value in arguments.items() if value is not None}
+    if caller.is_limited and not call.chosen.sifts and not {*kinds.values()} & {*SUBJECTS, "list[RunId]"}:
+        raise Forbidden(f"'{caller.name}' is for {caller.reach} only", SEEN_HINT)
+    words = {name: subject_of(call, kind, arguments[name]) for name, kind in kinds.items() if kind in SUBJECTS}
+    keys = {name: full_name(arguments[name], caller.home) for name, kind in kinds.items() if kind == "KeyName"}
+    return arguments | words | keys
+
+
+def subject_of(call: Call, kind: str, word: str) -> str:
+    """Returns what a word of the caller stands for, by an annotation of SUBJECTS: a whole name, or the id of a run."""
+    caller, ask, name = call.caller, call.ask, full_name(word, call.caller.home)
+    if kind == "PipelineName" and caller.sees(name):
+        return name
+    if kind == "Subject" and caller.sees(name) and ask.is_known(name):
+        return name
+    if kind != "PipelineName":
+        if not caller.is_limited:
+            return word
+        if caller.sees(ask.value("SELECT pipeline FROM incidents WHERE incident = ?", word) or ""):
+            return word
+        with contextlib.suppress(NotFound):
+            return ask.find_run(word, call.among())
+    if kind == "Subject" and caller.sees(name):
+        raise ask.unknown(name)
+    raise NotFound(f"no {'run' if kind == 'RunId' else 'pipeline named'} '{word[:WORD_MAX]}'")
 
 
 def types_seen(caller: Caller, asked: str | None) -> list[str]:
@@ -10963,7 +11313,7 @@ def types_seen(caller: Caller, asked: str | None) -> list[str]:
 
 def sift_event(caller: Caller, event: Json) -> None:
     """Leaves out of an event what its caller does not see."""
-    if caller.patterns and (upstream := event["data"].get("upstream")):
+    if caller.is_limited and (upstream := event["data"].get("upstream")):
         event["data"]["upstream"] = pick(upstream, *caller.sift(upstream))
 
 
@@ -10973,7 +11323,7 @@ def check_peek(call: Call, place: str, resource: str | None, directory: str) -> 
     Admins may look at any.  Others may at connections, and at what pipelines that they see have read or written.
     """
     caller = call.caller
-    if caller.scope == "admin":
+    if caller.scope == "admin" and not caller.is_limited:
         return
     inside = f"{place.rstrip('/')}/{resource or ''}"
     # A query can name another database, and to some libraries only an @ before the path ends a user's name.
@@ -10982,24 +11332,10 @@ def check_peek(call: Call, place: str, resource: str | None, directory: str) -> 
         raise Forbidden(f"'{caller.name}' may not look at a place with '..', '?' or '@' in it", "a whole path has none")
     names = [place_name(each, directory) for each in (place, inside)]
     pipelines = call.ask.values("SELECT DISTINCT pipeline FROM lineage WHERE place IN (?, ?)", *names)
-    if place not in call.daemon.settings["connections"] and not caller.sift(pipelines):
+    connections = Room.of(call.daemon.store, f"{caller.home}/").connections
+    if place not in connections and not caller.sift(pipelines):
         hint = "choose a connection of tau.toml, or a place that `tau lineage` lists; others need a key of scope admin"
         raise Forbidden(f"'{caller.name}' may not look at {names[0]}", hint)
-
-
-def owner_of(ask: Questions, word: str, named: bool = True) -> str:
-    """Returns the pipeline of a run, or, if it may be *named*, a known pipeline; '' if there is neither.
-
-    Raises BadRequest if *word* fits several runs; its message does not name them.
-    """
-    if named and ask.is_known(word):
-        return word
-    try:
-        return ask.owner(ask.find_run(word))
-    except NotFound:
-        return ""
-    except BadRequest as problem:
-        raise BadRequest(str(problem), "give more of the id") from None
 
 
 def local_peer(peer: Any, group: int | None) -> str:
@@ -11065,14 +11401,17 @@ class Deployment:
             about = {"entry": entry, "environment": self.venvs.get(entry), "origin": origin, "secrets": self.secrets}
             pipelines += [row | about for row in rows]
         self.functions = {row["function"] for row in pipelines}
-        pipelines = choose(pipelines, name)
+        for row in pipelines:
+            row["name"] = full_name(row["name"], self.caller.home)
+            row["after"] = [full_name(upstream, self.caller.home) for upstream in row["after"]]
+        pipelines = choose(pipelines, name and full_name(name, self.caller.home))
         for row in pipelines:
             if row["schedule"] is not None:
                 await asyncio.to_thread(self.check_cron, row)  # to find the next date may take 30 ms
             if row["executor"] is not None:
                 demand_executor(row["executor"], self.daemon.settings["executors"], row["environment"])
             if not self.caller.sees(row["name"]):
-                message = f"the key '{self.caller.name}' is for {', '.join(self.caller.patterns)}, not '{row['name']}'"
+                message = f"'{self.caller.name}' is for {self.caller.reach}, not '{row['name']}'"
                 raise Forbidden(message, "`tau list` shows what this key sees")
         return pipelines
 
@@ -11153,7 +11492,7 @@ class Deployment:
 
     async def ask(self, entry: str, job: Json) -> Any:
         """Loads an entry, or scans all files, in a process; returns its result or raises LoadFailed."""
-        job["environment"] = self.venvs.get(entry)
+        job |= {"environment": self.venvs.get(entry), "pipeline": self.trial.get("pipeline", f"{self.caller.home}/")}
         if self.trial:
             job["rehearsal"] = self.trial["rehearsal"] | {"data": os.path.join(self.folder, "data")}
         outcome = await self.daemon.runner.load(self.folder, entry, job, self.caller.name)
@@ -11175,7 +11514,7 @@ CLASHES_MAX = 3
 def rehearsal_of(call: Call, name: str | None, like: str | None) -> Json:
     """Returns the job of a rehearsal: what a run had, the state of today, and what the last success has used."""
     home = call.daemon.home
-    about: Json = {"places": None, "secrets": None, "home": home, "data": os.path.join(home, "data", name or "")}
+    about: Json = {"places": None, "secrets": None, "home": home, "data": data_directory(home, name or "")}
     job: Json = {"timeout": REHEARSAL_S, "version": 0, "params": {}, "upstream": {}}
     if like is not None:
         (job,) = call.ask.rows(JOB, like)
@@ -11372,7 +11711,7 @@ def choose(pipelines: list[Json], name: str | None) -> list[Json]:
     if name not in by_name and len(pipelines) > 1:
         entry, hint = pipelines[0]["entry"], did_you_mean(name, by_name, f"it has {', '.join(by_name)}")
         raise LoadFailed(f"{entry} has no pipeline named '{name}'", hint, kind="load", file=entry)
-    check_name(name)
+    check_name(name.rpartition("/")[2])
     return [by_name.get(name, pipelines[0]) | {"name": name}]
 
 
@@ -12135,7 +12474,7 @@ class Process:
     def __init__(self, folder: str, stem: str, run_id: str | None, attempt: int, server: Json) -> None:
         self.path, self.stem, self.run_id, self.attempt = os.path.join(folder, stem), stem, run_id, attempt
         self.mask = Mask()  # hides the secrets that its processes have read, in all that is stored of it
-        self.secrets = os.path.join(folder, os.pardir, "secrets")
+        self.room: Room  # what its namespace gives it
         self.server = server  # identity of the fork server it was given to
         self.leader: Json | None = None  # its identity, as the fork server told it
         self.given_at = self.told_at = time.monotonic()  # when its job was sent, and its outcome read
@@ -12205,7 +12544,7 @@ class Process:
         self.stopping, self.timeout_s, self.circumstances = state["stopping"], state["timeout"], state["circumstances"]
         secrets = state["process"].get("secrets", {})
         for name in secrets:  # an older daemon has kept only the names
-            self.mask.learn(name, self.secrets, secrets[name] if isinstance(secrets, dict) else None)
+            self.mask.learn(name, secrets[name] if isinstance(secrets, dict) else None, *self.room.secrets)
 
     def read(self, limits: Json, final: bool) -> bool:
         """Reads the records that came since the last call; returns whether there are more."""
@@ -12287,7 +12626,7 @@ class Process:
             self.count(kind, len(data), limits["memo_bytes"])
             self.memos[record["key"]] = data
         elif kind == "secret":
-            self.mask.learn(record["name"], self.secrets, record["found"])
+            self.mask.learn(record["name"], record["found"], *self.room.secrets)
         elif kind == "stop":
             self.position["stop"] = 1
         elif kind == "rehearsal":
@@ -12422,9 +12761,7 @@ class Starter:
             "limits": {name: job.get(name) or self.settings[name] for name in limits},
             "boot": self.server["boot"],
             "umask": self.settings["umask"],
-            "secrets": os.path.join(self.home, "secrets"),
             "executor": job.get("executor"),
-            "connections": self.settings["connections"],
             "python": self.circumstances.venvs.python(job["environment"]),
             "packages": self.circumstances.state(job["environment"]),
             "warming": pick(self.settings, "warm_processes", "warm_idle_s", "warm_bytes"),
@@ -12471,11 +12808,12 @@ class Runner:
 
     def dispatch(self, job: Json) -> Process:
         process = Process(self.folder, job["stem"], job["run_id"], job["attempt"], self.starter.server)
-        process.timeout_s = job["timeout"]
+        process.timeout_s, process.room = job["timeout"], Room.of(self.store, job["pipeline"])
         self.watch_over(process)
         try:
+            job |= process.room.document()
             job["folder"] = self.unpacked.get(job["sha256"])
-            job["directory"] = os.path.join(self.home, "data", job["pipeline"])
+            job["directory"] = data_directory(self.home, job["pipeline"])
             job["memos"] = self.memos(job["run_id"])
             job["old_memos"] = self.memos(job["resume_from"]) if job["resume_from"] else None
             if (name := job["executor"]) is not None:
@@ -12527,10 +12865,11 @@ class Runner:
                 process = Process(self.folder, f"load-{os.urandom(8).hex()}", None, 1, self.starter.server)
                 process.timeout_s = job.get("timeout") or self.settings["load_timeout_s"]
                 directory = tempfile.mkdtemp(prefix=".load-", dir=self.folder)  # where nobody tidies up meanwhile
-                process.directory = directory
+                process.directory, process.room = directory, Room.of(self.store, job["pipeline"])
                 try:
                     self.watch_over(process)
-                    self.starter.send({"folder": folder, "entry": entry, "directory": directory, **job}, process)
+                    about = {"folder": folder, "entry": entry, "directory": directory} | process.room.document()
+                    self.starter.send(about | job, process)
                     await process.closed.wait()
                 except asyncio.CancelledError:
                     await self.terminate(process, "timed_out")
@@ -12570,6 +12909,7 @@ class Runner:
         """Takes over the runs that were live when the last daemon ended."""
         for row in self.store.ask.unfinished():
             process = Process(self.folder, row["journal"], row["run_id"], row["attempt"], {})
+            process.room = Room.of(self.store, row["pipeline"])
             process.restore(row)
             self.watch_over(process)
             # After a reboot a missing journal proves nothing: it was not synced, and may be lost.
@@ -12984,6 +13324,7 @@ class Agenda:
 
         A schedule of the command line that no longer fits is held: it must not prevent a deployment.
         """
+        self.sql.namespace(namespace_of(pipelines[0]["name"]))
         live = self.sql.live_version(pipelines[0]["name"]) or 0
         if expect not in (None, live):
             message = f"{f'version {live}' if live else 'no version'} of '{pipelines[0]['name']}' is live, not {expect}"
@@ -13461,7 +13802,39 @@ class Plan:
         return {}
 
 
-# --- 34. Retention ------------------------------------------------------------------------
+# --- 34. Namespaces -----------------------------------------------------------------------
+# Owns what a team has for itself: its secrets, connections and variables.  Calls Store.
+# Promises that a run gets nothing of another namespace, and of the daemon only what its own was allowed.
+
+
+class Room:
+    """What a namespace gives its runs."""
+
+    def __init__(self, home: str, settings: Json, namespace: Json) -> None:
+        name, options = namespace["name"], namespace["options"]
+        is_default = name == DEFAULT_NAMESPACE
+        self.variables = None if is_default else options["variables"]
+        #: Where their secrets are: a folder, and the variables of the daemon.
+        self.secrets = secrets_folder(home, name), allowed_environment(self.variables)
+        common, own = settings["connections"], settings["namespaces"].get(name, {})
+        allowed = common if is_default else {it: common[it] for it in options["connections"] if it in common}
+        self.connections = allowed | own
+
+    @classmethod
+    def of(cls, store: Store, name: str) -> Room:
+        """Returns the room of a pipeline's runs; a name that ends with `/` is that of a namespace."""
+        namespace = namespace_of(name)
+        usual = {"name": namespace, "options": NAMESPACE_OPTIONS}
+        return cls(
+            store.home, store.settings, usual if namespace == DEFAULT_NAMESPACE else store.ask.namespace(namespace)
+        )
+
+    def document(self) -> Json:
+        """What a job says of it."""
+        return {"secrets": self.secrets[0], "connections": self.connections, "variables": self.variables}
+
+
+# --- 35. Retention ------------------------------------------------------------------------
 # Owns what is deleted, and when.  Calls Store, Questions and Database.
 # Promises not to hold up other work: it deletes a little, lets that go first, and goes on.
 
@@ -13738,7 +14111,7 @@ def foresee(path: str, terms: Json, now: float) -> Json:
         return {"dry_run": True, **counts, "pipelines": pipelines, "forced": [], **sizes}
 
 
-# --- 35. Backup ---------------------------------------------------------------------------
+# --- 36. Backup ---------------------------------------------------------------------------
 # Owns backup and restore: a copy of its database is a copy of the home.
 # Calls Store and Database.  Promises a backup of one moment, whole or not there, and that a restore deletes nothing.
 
@@ -13799,7 +14172,7 @@ def check_sources(copy: sqlite3.Connection, path: str, hint: str) -> None:
 
 def count_copy(copy: sqlite3.Connection) -> Json:
     sources = "(SELECT count(DISTINCT sha256) FROM sources) AS sources"
-    return Sql(copy).rows(f"SELECT sum(runs) AS runs, {sources} FROM totals")[0]
+    return Sql(copy).rows(f"SELECT coalesce(sum(runs), 0) AS runs, {sources} FROM totals")[0]
 
 
 RESTORE_HINT = "choose another backup, or start a taud as new as the one that made it"
@@ -13904,7 +14277,7 @@ def settle_copy(store: Store, copy: sqlite3.Connection, schema: int, path: str, 
     store.event("store.restored", None, None, {"file": os.path.basename(path), **ended})
     copy.execute("UPDATE events SET seq = seq + ? WHERE seq > ?", (RESTORED_AFTER, last))
     copy.execute("COMMIT")
-    keys = [pick(row, "name", "scope", "status") for row in store.sql.keys(store.now())]
+    keys = [pick(row, "name", "scope", "status") for row in store.sql.keys(store.now(), None)]
     return count_copy(copy) | ended | {"keys": keys}
 
 
@@ -13933,7 +14306,7 @@ def end_old_runs(store: Store) -> Json:
     return counts
 
 
-# --- 36. Store ----------------------------------------------------------------------------
+# --- 37. Store ----------------------------------------------------------------------------
 # Owns every change of the store.  Calls Questions, Database and Metrics.
 # Promises that a run's status changes only as MOVES allows, and that its event is in the same transaction.
 
@@ -14189,7 +14562,7 @@ class Store:
         if origin.get("executor") is not None:
             demand_executor(origin["executor"], self.settings["executors"], options.get("environment"))
         most = self.settings["max_queued"]
-        if self.sql.value("SELECT runs FROM totals WHERE status = 'queued'") >= most:
+        if self.sql.totals()["queued"] >= most:
             hint = "wait, or raise [scheduler] max_queued; `tau status` shows the queue"
             raise QueueFull(f"{most:,} runs are queued already", hint)
         run_id, patience = self.new_id(), options.get("queue_timeout")
@@ -14199,6 +14572,55 @@ class Store:
         about = {key: value for key, value in origin.items() if value is not None and key != "upstream"}
         self.event("run.queued", name, run_id, {"version": version, "trigger": trigger} | about, actor)
         return run_id, "queued", False
+
+    def save_namespace(self, name: str, given: Json, is_new: bool, actor: str) -> Json:
+        """Makes a namespace, or changes what it may have, and returns that; a TauError if there is no such thing."""
+        if is_new and self.sql.namespaces(name):
+            raise Conflict(f"there is a namespace '{name}' already", shell_line("tau", "namespace", "show", name))
+        if is_new and os.path.lexists(secrets_folder(self.home, name)):
+            raise Conflict(f"a secret is called '{name}'", shell_line("tau", "secret", "remove", name))
+        if is_new:
+            self.sql.put("namespaces", {"name": name, "options": {}, "created_at": self.now(), "day_runs": 0})
+        before = self.sql.namespace(name)["options"]
+        after = before | without_none(given)
+        if after["executor"]:
+            demand_executor(after["executor"], self.settings["executors"], None)
+        for connection in after["connections"]:
+            if connection and connection not in self.settings["connections"]:
+                hint = did_you_mean(
+                    connection, self.settings["connections"], "[connections.NAME] in tau.toml makes one"
+                )
+                raise BadRequest(f"there is no connection '{connection[:WORD_MAX]}'", hint)
+        after |= {key: [*filter(None, after[key])] for key in ("connections", "variables")}
+        if after != before or is_new:
+            self.sql.set("namespaces", {"name": name}, options=after)
+            changed = {key: value for key, value in after.items() if is_new or value != before[key]}
+            self.event(f"namespace.{'created' if is_new else 'changed'}", None, None, {"name": name} | changed, actor)
+        return {"name": name, "changed": after != before or is_new, **after}
+
+    def remove_namespace(self, name: str, force: bool, actor: str) -> list[str]:
+        """Deletes all that the store has of a namespace and returns the ids of its runs; Conflict if it is in use."""
+        self.sql.namespace(name)
+        if name == DEFAULT_NAMESPACE:
+            raise BadRequest(f"'{name}' stays: it is that of names without one", "tau namespace list")
+        own = f"{name}/*"
+        live = self.sql.values("SELECT pipeline FROM live WHERE pipeline GLOB ?", own)
+        if live and not force:
+            hint = shell_line("tau", "namespace", "remove", name, "--force")
+            raise Conflict(f"'{name}' has pipelines: {', '.join(live[:10])}", hint)
+        unfinished = "SELECT run_id FROM runs WHERE pipeline GLOB ? AND status IN ('running', 'retrying')"
+        if running := self.sql.values(unfinished, own):
+            raise Conflict(f"runs of '{name}' go on", shell_line("tau", "cancel", running[0]))
+        run_ids = self.sql.values("SELECT run_id FROM runs WHERE pipeline GLOB ?", own)
+        for pipeline in self.sql.values("SELECT name FROM pipelines WHERE name GLOB ?", own):
+            self.undeploy(pipeline, actor)
+            self.delete_pipeline(pipeline)
+        for table, column in (("heals", "pipeline"), ("events", "pipeline"), ("keys", "name")):
+            self.db.execute(f"DELETE FROM {table} WHERE {column} GLOB ?", (own,))
+        for table, column in (("totals", "namespace"), ("namespaces", "name")):
+            self.db.execute(f"DELETE FROM {table} WHERE {column} = ?", (name,))
+        self.event("namespace.removed", None, None, {"name": name}, actor)
+        return run_ids
 
     def add_key(self, key: Json, actor: str) -> None:
         """Adds a key.  Raises Conflict if a key of this name is not revoked."""
@@ -14212,7 +14634,7 @@ class Store:
 
     def revoke_key(self, name: str, actor: str) -> bool:
         """Revokes a key.  Returns False if it was revoked already; raises NotFound if no key has this name."""
-        keys = {key["name"]: key["revoked_at"] for key in self.sql.rows("SELECT * FROM keys")}
+        keys = {key["name"]: key["revoked_at"] for key in self.sql.keys("", namespace_of(name))}
         if name not in keys:
             raise NotFound(f"no key named '{name[:WORD_MAX]}'", did_you_mean(name, keys, "`tau key list` shows all"))
         if keys[name] is None:
@@ -14563,7 +14985,7 @@ WAITING_HEADS = (
 )
 
 
-# --- 37. Questions ------------------------------------------------------------------------
+# --- 38. Questions ------------------------------------------------------------------------
 # Owns the queries of the store, one method each.  Calls Records.
 # Promises documents with the columns' names, and to change nothing.
 
@@ -14589,7 +15011,8 @@ class Questions(Sql):
             return NotFound(f"pipeline '{name}' was undeployed", hint)
         ahead = self.values("SELECT pipeline FROM live WHERE pipeline >= ? ORDER BY pipeline LIMIT 100", name)
         behind = self.values("SELECT pipeline FROM live WHERE pipeline < ? ORDER BY pipeline DESC LIMIT 100", name)
-        hint = did_you_mean(name, (*ahead, *behind), "`tau list` shows all")
+        near = [other for other in (*ahead, *behind) if namespace_of(other) == namespace_of(name)]
+        hint = did_you_mean(name, near, "`tau list` shows all")
         return NotFound(f"no pipeline named '{name[:WORD_MAX]}'", hint)
 
     def known_names(self) -> list[str]:
@@ -14711,21 +15134,33 @@ class Questions(Sql):
             for place, column in columns.items()
         }
 
-    def keys(self, now: str) -> list[Json]:
-        """Returns all keys, without their digests."""
+    def namespaces(self, only: str | None) -> list[str]:
+        return self.values("SELECT name FROM namespaces WHERE coalesce(?, name) = name ORDER BY name", only)
+
+    def namespace(self, name: str) -> Json:
+        """Returns a namespace with all its options."""
+        row = self.row("SELECT * FROM namespaces WHERE name = ?", name)
+        if row is None:
+            raise NotFound(f"no namespace '{name[:WORD_MAX]}'", "`tau namespace list` shows all")
+        return row | {"options": NAMESPACE_OPTIONS | row["options"]}
+
+    def keys(self, now: str, namespace: str | None) -> list[Json]:
+        """Returns the keys of a namespace, or all, without their digests."""
+        key_of = NAMESPACE_OF.format("name")
         return self.rows(
             "SELECT name, scope, pipelines, created_at, expires_at, used_at, revoked_at, actor, CASE WHEN revoked_at"
             " NOT NULL THEN 'revoked' WHEN expires_at <= ? THEN 'expired' ELSE 'live' END AS status"
-            " FROM keys ORDER BY name",
-            now,
+            f" FROM keys WHERE coalesce(?, {key_of}) = {key_of} ORDER BY name",
+            *(now, namespace),
         )
 
     # Runs.
 
-    def find_run(self, prefix: str) -> str:
-        """Returns the run whose id begins so, or the last one of an incident.  Raises NotFound or BadRequest."""
+    def find_run(self, prefix: str, among: list[str] | None = None) -> str:
+        """Returns the run (of *among*) whose id begins so, or the last one of an incident; NotFound or BadRequest."""
         begin = self.value("SELECT last_run FROM incidents WHERE incident = ?", prefix) or prefix.lower()
-        found = self.only_run(f"several runs begin with '{prefix}'", "WHERE run_id BETWEEN ? AND ?", begin, f"{begin}~")
+        condition, values = where({"run_id >= ?": begin, "run_id <= ?": f"{begin}~", AMONG: among})
+        found = self.only_run(f"several runs begin with '{prefix}'", condition, *values)
         if not found or not prefix:
             raise NotFound(f"no run '{prefix[:WORD_MAX]}'", "`tau runs` lists them")
         return found
@@ -14799,9 +15234,10 @@ class Questions(Sql):
     def status_of(self, run_id: str) -> str:
         return str(self.value("SELECT status FROM runs WHERE run_id = ?", run_id) or self.run(run_id)["status"])
 
-    def totals(self) -> dict[str, int]:
-        counts = dict(self.db.execute("SELECT status, runs FROM totals"))
-        return {status: counts[status] for status in MOVES}
+    def totals(self, namespace: str | None = None) -> dict[str, int]:
+        """Returns status → the number of runs, of a namespace or of all."""
+        counts = "SELECT status, sum(runs) FROM totals WHERE coalesce(?, namespace) = namespace GROUP BY 1"
+        return dict.fromkeys(MOVES, 0) | dict(self.db.execute(counts, (namespace,)))
 
     def runs(
         self, name: str | None, status: str | None, limit: int, among: list[str] | None = None,
@@ -14917,7 +15353,7 @@ class Questions(Sql):
     def unfinished(self) -> list[Json]:
         """Returns the attempts that were live when the last daemon ended."""
         return self.rows(
-            "SELECT a.*, json_extract(v.options, '$.timeout') AS timeout FROM runs r"
+            "SELECT a.*, r.pipeline, json_extract(v.options, '$.timeout') AS timeout FROM runs r"
             " JOIN attempts a ON a.run_id = r.run_id AND a.attempt = r.attempt"
             " JOIN versions v ON v.pipeline = r.pipeline AND v.version = r.version WHERE r.status = 'running'"
         )
@@ -15272,7 +15708,7 @@ def decision_document(event: Json) -> Json:
     return document | {"run_id": run_id, "status": event["status"] or "forgotten"} if run_id else document
 
 
-# --- 38. Database -------------------------------------------------------------------------
+# --- 39. Database -------------------------------------------------------------------------
 # Owns the SQLite file: its two connections, its migrations, and the one thread that writes.  Calls Records.
 # Promises that an answered write is on disk, that writes share commits but not failures; and that only that thread's
 # connection writes or checkpoints: older SQLites lose commits when two do at the same moment.
@@ -15608,7 +16044,7 @@ def give_up(problem: Exception) -> typing.NoReturn:
     os._exit(1)
 
 
-# --- 39. Versions -------------------------------------------------------------------------
+# --- 40. Versions -------------------------------------------------------------------------
 # Owns what runs need on disk: in versions/ the files of a version, as the store has them, and in environments/ the
 # virtual environments that headers ask for (PEP 723).  Calls nothing of its part.
 # Promises that both are only caches: what is asked for is there, whole, and a failed build leaves nothing.
@@ -15869,7 +16305,7 @@ def build_commands(path: str, needed: list[str]) -> list[list[str]]:
     return [make, [*pip, "install", "--progress-bar", "off", *needed]]
 
 
-# --- 40. Metrics --------------------------------------------------------------------------
+# --- 41. Metrics --------------------------------------------------------------------------
 # Owns what is counted since the daemon began, and the page on which Prometheus reads it.
 # Calls nothing of its part.
 # Promises the text format 0.0.4 (prometheus.io/docs/instrumenting/exposition_formats), seconds and bytes as units,
@@ -15989,7 +16425,7 @@ def process_figures() -> Iterator[str]:
 # === Part V: the run process ===============================================================
 # One per attempt; the only place where user code runs.  Speaks to nobody: it writes its journal.
 
-# --- 41. Fork server ----------------------------------------------------------------------
+# --- 42. Fork server ----------------------------------------------------------------------
 # Owns the processes that run user code, from permission to end record.  Calls Mothers, Run process, Control groups
 # and Trace.  Promises that nothing a run started outlives it, and that each run gets an end record,
 # even without a daemon.
@@ -16220,7 +16656,7 @@ def spawned_process() -> int:
     os._exit(attempt_process(job, settle_in()))
 
 
-# --- 42. Mothers --------------------------------------------------------------------------
+# --- 43. Mothers --------------------------------------------------------------------------
 # Owns who forks runs: the fork server itself, and warm processes, which have imported what the runs need; and how a
 # forked child becomes a run.  Calls Relay and Run process.
 # Promises that a run cannot tell who has forked it: what is not fit for that is cold.
@@ -16719,7 +17155,7 @@ def attempt_process(job: Json, born: str | None) -> int:
     return run_process(job, born) if job["executor"] is None else relay(job, born)
 
 
-# --- 43. Outpost --------------------------------------------------------------------------
+# --- 44. Outpost --------------------------------------------------------------------------
 # Owns an attempt on another machine: a fork server of a single job, whose journal goes out on descriptor 1.
 # Calls Fork server, Relay, Run process and Trace.  Promises that no process and no file of the attempt outlives the
 # connection.
@@ -16855,7 +17291,7 @@ class Outpost(ForkServer):
             signal_group(pid, number)
 
 
-# --- 44. Relay ----------------------------------------------------------------------------
+# --- 45. Relay ----------------------------------------------------------------------------
 # Owns the near end of an attempt on another machine: the executor's command, what it is sent, and its silence.
 # Calls Run process and Trace.  Promises to end as the command ends, and to notice a dead connection.
 
@@ -16960,10 +17396,11 @@ def memos_to_send(job: Json, journal: Journal) -> dict[str, str]:
 def secrets_to_send(job: Json) -> dict[str, str]:
     """The secrets of the home, and other ones that the sources or the connections name."""
     sources = {path: read_bytes(os.path.join(job["folder"], path)) or b"" for path in job["files"]}
-    names = {*secrets_asked(sources), *names_below(job["secrets"])}
+    names = {*secrets_asked(sources), *secrets_below(job["secrets"])}
     for connection in job["connections"].values():
         names.update(re.findall(SECRET_IN_URL, connection["url"]))
-    return without_none({name: usable_secret(name, job["secrets"])[0] for name in names})
+    environ = allowed_environment(job["variables"])
+    return without_none({name: usable_secret(name, job["secrets"], environ)[0] for name in names})
 
 
 class Relay:
@@ -17035,7 +17472,7 @@ class Relay:
         self.ending = Ending(self.command.send_signal, self.grace_s)
 
 
-# --- 45. Run process ----------------------------------------------------------------------
+# --- 46. Run process ----------------------------------------------------------------------
 # Owns an attempt from its first record to its last.  Calls Control groups, Pipeline API and Trace.
 # Promises an outcome (a returned or raised record) whenever Python itself lives to write it.
 
@@ -17147,6 +17584,9 @@ def prepare(attempt: Attempt) -> None:
         make_directory(job["directory"])
         os.chdir(job["directory"])
     os.umask(job["umask"])
+    if job.get("variables") is not None:
+        for name in os.environ.keys() - {*USUAL_ENVIRONMENT, *job["variables"]}:
+            del os.environ[name]
     os.environ["PWD"] = job["directory"]
     if job["kind"] in ("run", "rehearse"):
         os.environ["TAU_RUN_ID"] = job["run_id"]
@@ -17393,7 +17833,7 @@ def flush_files() -> None:
             file.flush()
 
 
-# --- 46. Control groups -------------------------------------------------------------------
+# --- 47. Control groups -------------------------------------------------------------------
 # Owns the counters of out-of-memory kills, and groups for runs with a memory limit, where systemd delegates one.
 # Calls nothing of its part.  Promises to touch no other group, and that a run also works without a group.
 
@@ -17471,7 +17911,7 @@ def write_text(path: str, text: str) -> None:
         file.write(text.encode())
 
 
-# --- 47. Pipeline API ---------------------------------------------------------------------
+# --- 48. Pipeline API ---------------------------------------------------------------------
 # Owns what user code sees: @pipeline and PipelineContext.
 # Calls Parameters, Assertions, Memos, Places, Warehouses, Rows and Trace.
 # Promises that using it outside a run (a test, a REPL) does nothing surprising.
@@ -17613,14 +18053,6 @@ def check_causes(value: Any) -> list[str]:
     return [cause if isinstance(cause, str) else cause.__name__ for cause in causes]
 
 
-def check_size(value: Any) -> int:
-    parts = re.fullmatch(r"(\d+)([KMGT]?)(?:i?B)?", str(value), re.IGNORECASE | re.ASCII)
-    size = int(parts[1]) << 10 * " KMGT".index(parts[2].upper() or " ") if parts and value is not True else 0
-    if not 64 << 20 <= size < 1 << 50:
-        raise BadRequest(f"expected a size from 64M, not {safe_repr(value)}", '"512M", "2G"')
-    return size
-
-
 def check_names(value: Any) -> list[str]:
     for name in (names := demand(STRINGS, listed(value), "names")):
         check_name(name)
@@ -17644,7 +18076,7 @@ PIPELINE_OPTIONS: dict[str, Json | Callable[[Any], Any]] = {
     "retry_jitter": {"type": "number", "minimum": 0, "maximum": 1},
     "retry_on": check_causes,
     "queue_timeout": check_limit,
-    "memory": check_size,
+    "memory": parse_size,
     "max_concurrent": {"type": "integer", "minimum": 1, "maximum": 10_000},
     "overlap": {"enum": OVERLAPS},
     "misfire": {"enum": MISFIRES},
@@ -18266,7 +18698,7 @@ def target(name: str) -> Callable[[Function], Function]:
     return register_place(TARGETS, "target", name)
 
 
-# --- 48. Parameters -----------------------------------------------------------------------
+# --- 49. Parameters -----------------------------------------------------------------------
 # Owns how a pipeline's signature becomes a JSON Schema, and how JSON becomes values of its annotations.
 # Calls Rows and Trace.  Promises that what the schema admits can be converted.
 
@@ -18443,7 +18875,7 @@ def array_type(make: AnyFunction, inner: list[ParamType], is_tuple: bool) -> Par
     )
 
 
-# --- 49. Assertions -----------------------------------------------------------------------
+# --- 50. Assertions -----------------------------------------------------------------------
 # Owns ctx.check: assertions, their names, and the values with which they failed.  Calls Rows and Trace.
 # Promises that every assertion is evaluated and recorded before the first failure is raised.
 
@@ -18633,7 +19065,7 @@ async def is_true(condition: Any) -> bool:
     return all([await is_true(item) for item in items])
 
 
-# --- 50. Memos ----------------------------------------------------------------------------
+# --- 51. Memos ----------------------------------------------------------------------------
 # Owns ctx.memo: results that outlive the attempt that made them.  Calls Rows and Trace.
 # Promises that a memo is whole and equals the value returned, and that no memo holds a secret.
 
@@ -18687,7 +19119,7 @@ def save_memo(attempt: Attempt, key: str, data: bytes) -> str | None:
     return None
 
 
-# --- 51. Rehearsal ------------------------------------------------------------------------
+# --- 52. Rehearsal ------------------------------------------------------------------------
 # Owns runs that change nothing: what they must not do, where their writes go, and what those would have changed.
 # Calls Places, Warehouses, Rows and Trace.
 # Promises that files and databases are afterwards as they were before, unless code means to break out.
@@ -19219,7 +19651,7 @@ def keys_in(rows: Any) -> Any:
     return counted_keys
 
 
-# --- 52. Places ---------------------------------------------------------------------------
+# --- 53. Places ---------------------------------------------------------------------------
 # Owns where data is: which place a name means, local and remote files, the author's own sources; and looks at it.
 # Calls Web, Warehouses, Formats, Rows and Trace.
 # Promises that a write is whole or did not happen, that no URL's password is shown, and that a look changes nothing.
@@ -19291,7 +19723,7 @@ class Surroundings:
             where = f"`{shell_line('tau', 'secret', 'set', name)}` reads it from stdin; or export {name}=… for taud"
             is_local = self.attempt.job["run_id"] == LOCAL_RUN
             where = f'run_local(…, secrets={{"{name}": "…"}})' if is_local else where
-            files = names_below(self.secrets) if isinstance(self.secrets, str) else self.secrets
+            files = secrets_below(self.secrets) if isinstance(self.secrets, str) else self.secrets
             known = {*files, *os.environ, *names_below(os.environ.get("CREDENTIALS_DIRECTORY") or os.devnull)}
             known = {other for other in known if not other.startswith((*PRIVATE_ENVIRONMENT, KEY_CREDENTIAL))}
             raise MissingSecret(lacking, did_you_mean(name, known, where), secret=name)
@@ -19812,7 +20244,7 @@ class Fence:
 
     def __init__(self, around: Surroundings) -> None:
         job, self.name_of = around.attempt.job, around.name_of
-        home = os.path.dirname(job["secrets"])
+        home = job["home"]
         own = filter(None, (home, os.path.realpath(home), job["store"], os.environ.get("CREDENTIALS_DIRECTORY")))
         self.closed = {**dict.fromkeys(own, OF_TAUD), "/proc": "it tells of processes, and of their environments"}
         self.free = [*map(os.path.realpath, (".", *job["data"], f"{job['journal']}.journal", sys.prefix))]
@@ -19876,7 +20308,7 @@ def address_of(host: str) -> str:
     return str(min(known)[0])
 
 
-# --- 53. Web ------------------------------------------------------------------------------
+# --- 54. Web ------------------------------------------------------------------------------
 # Owns what is read over http(s): requests, pages, retries.  Extends Place; calls Formats and Trace.
 # Promises that a body cut short is never taken for a whole one, and that no header reaches another origin.
 
@@ -20207,7 +20639,7 @@ def with_member(document: Json, path: str, value: Any) -> Json:
     return document | {word: with_member(document.get(word) or {}, inner, value) if inner else value}
 
 
-# --- 54. Warehouses -----------------------------------------------------------------------
+# --- 55. Warehouses -----------------------------------------------------------------------
 # Owns databases: SQLite by itself, all others through SQLAlchemy.  Extends Place; calls Formats, Rows and Trace.
 # Promises one transaction a load, values that are bound and that no column changes, and names that are quoted.
 
@@ -20914,7 +21346,7 @@ def cause_text(problem: BaseException) -> str:
     return clip(" ".join(text.partition("(Background on this error")[0].split()), 500)
 
 
-# --- 55. Formats --------------------------------------------------------------------------
+# --- 56. Formats --------------------------------------------------------------------------
 # Owns bytes ↔ rows: CSV, TSV, JSON, JSON lines, Parquet, and the types of text cells.  Calls Rows and Trace.
 # Promises an error with the line number for malformed data, never a row that is silently wrong.
 
@@ -21444,7 +21876,7 @@ def marked(kind: ValueKind, marks: tuple[str, str]) -> ValueKind:
     return ValueKind(kind.name, "", None, parse=parse, read=read)
 
 
-# --- 56. Rows -----------------------------------------------------------------------------
+# --- 57. Rows -----------------------------------------------------------------------------
 # Owns data on its way through a pipeline: lists of dicts, streams of batches, and the kinds of value in them.
 # Calls Trace.  Promises that a value is of one kind everywhere, and that a stream holds one batch at a time.
 
@@ -22073,7 +22505,7 @@ class Stream(Ready):
         return batch if batch is None else put_out(self.step, batch, is_whole=False)
 
 
-# --- 57. Trace ----------------------------------------------------------------------------
+# --- 58. Trace ----------------------------------------------------------------------------
 # Owns how a run is written down: the journal, values as JSON, errors as documents.  Calls nothing of its part.
 # Promises that records parse, are within limits and show no secret, whatever user objects do.
 
@@ -23111,7 +23543,7 @@ def short_repr(value: Any, most: int, level: int = 0) -> str:
 # === Part VI: the page =====================================================================
 # What a browser is given and may ask.  taud loads it when a browser first asks for it.
 
-# --- 58. Page -----------------------------------------------------------------------------
+# --- 59. Page -----------------------------------------------------------------------------
 # Owns what BROWSED names: the page, and its sessions, requests and stream.  Calls HTTP, Server and Callers.
 # Promises that nothing but the cookie of a session opens anything here, and that no other web page can use it.
 
@@ -23139,7 +23571,8 @@ class Session(Caller):
     def __init__(self, keys: Keys, row: Json) -> None:
         self.keys, self.row, digest = keys, row, bytes.fromhex(row["key"])
         holder = keys.holders.get(digest) or Caller("", "")
-        super().__init__(row["name"], row["scope"], holder.patterns, holder.expires_at, digest)
+        namespace = row.get("namespace", holder.namespace)
+        super().__init__(row["name"], row["scope"], holder.patterns, holder.expires_at, digest, namespace)
         self.about = encode({"name": self.name, "scope": self.scope, "pipelines": self.patterns})
 
     def lives(self, now: float) -> bool:
@@ -23229,7 +23662,7 @@ class Dashboard:
             caller = await self.keys.admit(given.get("key"), remote)
         value = new_key()
         row = {"sha256": digest_key(value).hex(), "key": caller.digest.hex(), "began": now, "used": now}
-        made = Session(self.keys, row | {"name": caller.name, "scope": caller.scope})
+        made = Session(self.keys, row | pick(vars(caller), "name", "scope", "namespace"))
         made.check_time()
         self.end(session)  # not sooner: a link with a wrong word ends nothing
         self.sessions[row["sha256"]] = made

@@ -278,6 +278,7 @@ WORST: dict[str, str] = {
     "read_header": "tau.read_header('# /// script\\n' + '# /// a\\n' * 130_000 + 'x', 'x.py')",
     "admits": "tau.admits('>=' + ' ' * N + '1' * N + '.1' * N, (3, 11, 0))",
     "Head": "tau.Head(b'GET / HTTP/1.1\\r\\na:' + b' ' * N + b'\\0')",
+    "parse_size": "tau.parse_size('1' * N + 'x')",
     "parse_duration": "tau.parse_duration('1' * N + 'x', 'it')",
     "local_time": "tau.local_time('2026-01-01T00:00:0' * N)",
     "parse_time": "tau.parse_time('2026-01-01T' + '0' * N, tau.Zone('UTC'))",
@@ -314,6 +315,7 @@ SHORT = {"spell_field", "cron_hint", "Operation", "Connection", "risk_of", "Dash
 TRUSTED = {
     "read_secret",
     "secret_list",
+    "secrets_below",
     "shapes",
     "spellings",
     "Address",

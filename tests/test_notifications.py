@@ -641,7 +641,9 @@ def test_a_dead_letter_can_be_sent_again(home: Tau, endpoint: Endpoint) -> None:
     eventually(lambda: is_ready(home))
     assert home.call("status")["missing_secrets"] == ["HOOK_KEY"]
     home("secret", "set", "HOOK_KEY", stdin=SIGNING_KEY)
-    assert home.call("secret_list")["secrets"] == [{"name": "HOOK_KEY", "found": "home", "used_by": ["notify agent"]}]
+    assert home.call("secret_list")["secrets"] == [
+        {"name": "HOOK_KEY", "found": "home", "used_by": ["notify agent"], "namespace": "default"}
+    ]
     endpoint.answers += [(410, {}), (410, {})]
     fail(home)
     letter = eventually(lambda: home.call("notify_list")["dead_letters"])[0]

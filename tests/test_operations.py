@@ -50,7 +50,7 @@ def test_a_file_may_have_several_pipelines_and_name_picks_one(tau: Tau) -> None:
 def test_name_renames_the_only_pipeline(tau: Tau) -> None:
     assert tau.deploy(HELLO, "p.py", "--name", "greeting")["pipelines"][0]["name"] == "greeting"
     assert tau("run", "greeting")["result"] == {"n": 1}
-    assert tau.deploy(HELLO, "p.py", "--name", "no/name", exit=2)["code"] == "bad_request"
+    assert tau.deploy(HELLO, "p.py", "--name", "no name", exit=2)["code"] == "bad_request"
 
 
 LOADS = {
