@@ -147,7 +147,7 @@ ENDS["diff"] = (0, 3)  # there may be one version
 ENDS["events"] = (0, 8)  # nothing may be new
 ENDS["open"] = (5,)  # there is no TCP port
 ENDS |= dict.fromkeys(
-    ("namespace_create", "namespace_remove", "key_create"), (0, 2, 3)
+    ("namespace_create", "namespace_remove", "key_create", "key_revoke"), (0, 2, 3)
 )  # there is no executor and no namespace
 ENDS |= {"claim": (3,), "heal": (2,), "create": (2,)}  # there is no incident and no agent
 ENDS |= dict.fromkeys(("notify_test", "notify_retry"), (3,))  # there is no recipient
