@@ -7285,10 +7285,11 @@ async def prune(
     return await daemon.retention.prune(terms, time.time(), call.actor, thorough=True)
 
 
+@sifts
 @admin
 @writes
 async def backup(call: Call, file: FilePath | None = None, *, force: bool = False) -> Json:
-    """Copy the store and the deployed sources into one file, while everything goes on.
+    """Copy the store and the deployed sources into one file, while everything goes on; or those of a --namespace.
 
     file          where to, on the daemon's machine; without it a new file in backups/ of the home
     force         replace an older backup
@@ -7296,7 +7297,9 @@ async def backup(call: Call, file: FilePath | None = None, *, force: bool = Fals
         tau backup
         tau backup tau.backup --force
     """
-    daemon, store = call.daemon, call.daemon.store
+    daemon, store, caller = call.daemon, call.daemon.store, call.caller
+    if caller.holder.is_limited:  # it is a file of the daemon's machine
+        raise Forbidden(f"'{caller.name}' is for {caller.reach} only", SEEN_HINT)
     if file is None:
         make_directory(os.path.join(daemon.home, BACKUPS))
     path = file or os.path.join(daemon.home, BACKUPS, f"{rfc3339(time.time()).replace(':', '-')}.tau")
@@ -7305,7 +7308,7 @@ async def backup(call: Call, file: FilePath | None = None, *, force: bool = Fals
     database = store.database.path
     async with daemon.copying:
         check_target(path, database, force)
-        written = await asyncio.to_thread(write_copy, database, path)
+        written = await asyncio.to_thread(write_copy, database, path, caller.namespace)
     await call.write(store.event, "store.copied", None, None, written)
     return written
 
@@ -14141,14 +14144,69 @@ def check_target(path: str, database: str, force: bool) -> None:
         raise Conflict(f"{path} is not a backup", "only a backup is replaced; give another name")
 
 
-def write_copy(database: str, path: str) -> Json:
-    """Copies the database to *path* and returns its counts and size.  Runs in a thread."""
+def write_copy(database: str, path: str, namespace: str | None = None) -> Json:
+    """Copies the database, or what is of a namespace, to *path*; returns its counts and size.  Runs in a thread."""
 
     def finish(copy: sqlite3.Connection) -> Json:
+        if namespace is not None:
+            reduce_to(copy, namespace)
         check_sources(copy, database, "`tau deploy` what it names again")
         return count_copy(copy)
 
     return {"file": path} | copy_database(database, path, finish, shared=True) | {"bytes": os.path.getsize(path)}
+
+
+def reduce_to(copy: sqlite3.Connection, name: str) -> None:
+    """Deletes from a copy all that is not of a namespace, and notes there whose it is."""
+    copy.execute("PRAGMA foreign_keys = ON")
+    for table, column in (*NAMED_IN, *NAMED_TOO):
+        foreign = f"DELETE FROM {table} WHERE coalesce({NAMESPACE_OF.format(column)}, '') <> ?"
+        copy.execute(foreign, (name,))
+    copy.execute("DELETE FROM totals WHERE namespace <> ?", (name,))
+    copy.execute("DELETE FROM namespaces WHERE name NOT IN (?, ?)", (name, DEFAULT_NAMESPACE))
+    copy.execute("DELETE FROM memory WHERE name <> 'pruned'")
+    copy.execute("DELETE FROM recipients")
+    copy.execute("DELETE FROM circumstances WHERE sha256 NOT IN (SELECT circumstances FROM attempts)")
+    Sql(copy).put("memory", {"name": ONLY, "data": {"namespace": name}})
+    copy.execute("VACUUM")  # what was deleted would still be in the file
+
+
+def merge_namespace(database: str, fresh: str, name: str) -> None:
+    """Adds the rows of a namespace's copy to a store that is not open; Conflict if that has this namespace."""
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as db:
+        schema = db.execute("PRAGMA user_version").fetchone()[0]
+        if schema != len(MIGRATIONS):
+            raise Conflict(f"{database} is of schema {schema}", "start taud once: it brings it up to date")
+        if db.execute("SELECT 1 FROM namespaces WHERE name = ? AND name <> ?", (name, DEFAULT_NAMESPACE)).fetchone():
+            raise Conflict(f"there is a namespace '{name}'", shell_line("tau", "namespace", "remove", name))
+        db.execute("ATTACH ? AS copy", (fresh,))
+        db.execute("PRAGMA foreign_keys = ON")
+        for table, column in (*NAMED_IN, *NAMED_TOO):
+            if db.execute(f"SELECT 1 FROM copy.{table} WHERE {NAMESPACE_OF.format(column)} <> ?", (name,)).fetchone():
+                raise Conflict(f"the backup of '{name}' has {table} of other namespaces", RESTORE_HINT)
+        db.execute("BEGIN IMMEDIATE")
+        for table in ("namespaces", *MERGED):
+            columns = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
+            own = [
+                column for column in columns if (table, column) not in (("events", "seq"), ("circumstances", "number"))
+            ]
+            clash = "IGNORE" if table in ("namespaces", "sources", "circumstances") else "ABORT"
+            rows = f"SELECT {', '.join(own)} FROM copy.{table}{' ORDER BY seq' * (table == 'events')}"
+            db.execute(f"INSERT OR {clash} INTO main.{table} ({', '.join(own)}) {rows}")
+        moved = f"UPDATE schedules SET watermark_at = ? WHERE {NAMESPACE_OF.format('pipeline')} = ?"
+        db.execute(moved, (rfc3339(time.time()), name))  # ticks since the backup are skipped
+        db.execute("COMMIT")
+
+
+#: What the copy of one namespace says of itself in `memory`; the first schema with namespaces.
+ONLY, NAMESPACES_SINCE = "only", 7
+#: More tables with a pipeline's or a key's name, beside NAMED_IN.
+NAMED_TOO = (("heals", "pipeline"), ("events", "pipeline"), ("dead_letters", "pipeline"), ("keys", "name"))
+#: The tables of which a store takes a namespace's rows, each after those that it refers to.
+MERGED = (
+    *("pipelines", "versions", "sources", "circumstances", "runs", "attempts", "steps", "logs", "observations"),
+    *("events", "states", "schedules", "pauses", "chains", "lineage", "baselines", "incidents", "heals", "keys"),
+)
 
 
 def check_sources(copy: sqlite3.Connection, path: str, hint: str) -> None:
@@ -14191,16 +14249,35 @@ def restore_copy(store: Store, path: str, replace: bool) -> Json:
     except Conflict as refused:
         refused.hint = RESTORE_HINT
         raise
-    if not replace and any(os.path.exists(database + end) for end in ("", "-wal")):
+    only = namespace_in(path, schema)
+    is_there = any(os.path.exists(database + end) for end in ("", "-wal"))
+    if is_there and not replace and only is None:
         hint = f"`{shell_line('taud', '--restore', path, '--replace')}` moves it aside"
         raise Conflict(f"{store.home} has a store already", hint)
     revoked = revoked_keys(database)
     counts = copy_database(path, fresh, lambda copy: settle_copy(store, copy, schema, path, revoked or {}))
+    if is_there and not replace and only is not None:
+        try:
+            merge_namespace(database, fresh, only)
+        except sqlite3.Error as problem:
+            raise Conflict(f"'{only}' does not fit into {database}: {problem}", RESTORE_HINT) from None
+        finally:
+            remove_file(fresh)
+        return {"home": store.home, "restored": path, **counts, "revocations_known": True, "moved_aside": None}
     moved = move_aside(database)
     os.rename(fresh, database)
     sync(os.path.dirname(database))
     known = {"revocations_known": revoked is not None}
     return {"home": store.home, "restored": path, **counts, **known, "moved_aside": moved}
+
+
+def namespace_in(path: str, schema: int) -> str | None:
+    """Returns the namespace that a backup is of; None if it is of a whole store."""
+    if schema < NAMESPACES_SINCE:
+        return None
+    with contextlib.closing(read_only(path)) as copy:
+        only: str | None = Sql(copy).value("SELECT data ->> '$.namespace' FROM memory WHERE name = ?", ONLY)
+        return only
 
 
 def revoked_keys(database: str) -> dict[str, str] | None:
@@ -14212,9 +14289,13 @@ def revoked_keys(database: str) -> dict[str, str] | None:
         return None
 
 
+#: SQL: what is after the namespace in a name.
+BARE_NAME = "substr(name, instr(name, '/') + 1)"
 #: Texts of a store that become parts of paths: a hostile backup could lead out of the home.
 PATH_PARTS = (
-    *(("pipelines", "name"), ("runs", "run_id"), ("runs", "resume_from"), ("attempts", "journal")),
+    ("namespaces", "name"),
+    *((table, part) for table in ("pipelines", "keys") for part in (NAMESPACE_OF.format("name"), BARE_NAME)),
+    *(("runs", "run_id"), ("runs", "resume_from"), ("attempts", "journal")),
     ("versions", "json_extract(options, '$.environment')"),
 )
 UNUSUAL = "{0} NOT GLOB '[A-Za-z0-9]*' OR {0} GLOB '*[^A-Za-z0-9_.-]*' OR length({0}) <> length(CAST({0} AS BLOB))"
@@ -14231,7 +14312,7 @@ def check_backup(copy: sqlite3.Connection, schema: int, path: str) -> None:
     if (row := copy.execute("PRAGMA foreign_key_check").fetchone()) is not None:
         message = f"{path} is not whole: a row of {row[0]} refers to a row of {row[2]} that is missing"
         raise Conflict(message, RESTORE_HINT)
-    for table, part in PATH_PARTS:
+    for table, part in PATH_PARTS if schema >= NAMESPACES_SINCE else PATH_PARTS[1:]:
         if copy.execute(f"SELECT 1 FROM {table} WHERE {UNUSUAL.format(part)} LIMIT 1").fetchone():
             raise Conflict(f"{path} has a name that Tau never writes: {part} of {table}", RESTORE_HINT)
     check_sources(copy, path, RESTORE_HINT)
@@ -14270,6 +14351,7 @@ def settle_copy(store: Store, copy: sqlite3.Connection, schema: int, path: str, 
     gaps += [{"from": 0, "until": int(store.clock.time()), "cause": "restored"}]
     store.remember("gaps", gaps)
     store.remember("sessions", [])
+    copy.execute("DELETE FROM memory WHERE name = ?", (ONLY,))
     last = store.sql.last_event()
     ended = end_old_runs(store)
     revoke = "UPDATE keys SET revoked_at = ? WHERE sha256 = ? AND revoked_at IS NULL"

@@ -577,3 +577,82 @@ def test_what_comes_back_of_random_deployments_runs_and_is_equal(fresh: Tau, hom
     home.start()
     assert [(home.call("run", name=name)["result"], home.call("code", name=name)) for name in names] == before
     assert before[0][0][:3] == ["it0", "package.part", many]
+
+
+SHOP = """
+from tau import pipeline
+
+@pipeline(schedule="0 6 * * *", retries=1, retry_delay=0)
+def orders(ctx, day: str = "x"):
+    ctx.state["seen"] = day
+    if day == "bad":
+        raise ValueError("bad day")
+    with ctx.step("sum"):
+        return {"day": day}
+"""
+
+
+def lived_in(made: Tau, namespace: str) -> None:
+    made.deploy(SHOP, "orders.py", "--namespace", namespace)
+    made("run", "orders", "-p", f"day={namespace}", TAU_NAMESPACE=namespace)
+    made.command("run", "orders", "-p", "day=bad", TAU_NAMESPACE=namespace)
+
+
+def test_one_namespace_is_backed_up_and_restored_into_another_daemon(home: Tau, fresh: Tau) -> None:
+    for name in ("acme", "beta"):
+        fresh("namespace", "create", name, "--weight", 3)
+        lived_in(fresh, name)
+    lived_in(fresh, "default")
+    fresh("--namespace", "acme", "key", "create", "ci")
+    path = fresh.work / "acme.tau"
+    written = fresh("backup", path, "--namespace", "acme")
+    assert (written["runs"], written["sources"]) == (2, 1)
+    assert b"beta" not in path.read_bytes()
+    assert fresh("backup", path, "--namespace", "nobody", exit=3)["code"] == "not_found"
+
+    home.start()
+    lived_in(home, "default")
+    before = home.call("runs")["runs"]
+    home("shutdown")
+    code, answer = taud(home, "--restore", path)
+    assert (code, answer["runs"], answer["moved_aside"], answer["deploy_again"]) == (0, 2, None, [])
+    home.start()
+    assert [run for run in home.call("runs")["runs"] if "/" not in run["pipeline"]] == before
+    assert home("namespace", "show", "acme")["weight"] == 3
+    assert home("namespace", "list")["total"] == 2
+    assert [key["name"] for key in home("key", "list")["keys"]] == ["acme/ci"]
+    assert home("state", "acme/orders")["state"] == {"seen": "acme"}
+    assert home("errors", "acme/orders")["incidents"][0]["message"] == "bad day"
+    assert home("run", "acme/orders")["result"] == {"day": "x"}
+    assert home.call("status")["runs"]["success"] == 3
+    types = [event["type"] for event in home.call("events", pipeline="acme/orders", limit=1000)["events"]]
+    assert (types[0], types.count("run.queued")) == ("pipeline.deployed", 3)
+    home("shutdown")
+    code, refused = taud(home, "--restore", path)
+    assert (code, refused["error"]["hint"]) == (5, "tau namespace remove acme")
+
+
+def test_a_backup_of_a_namespace_that_holds_others_is_refused(home: Tau, fresh: Tau) -> None:
+    fresh("namespace", "create", "acme")
+    lived_in(fresh, "acme")
+    path = fresh.work / "acme.tau"
+    fresh("backup", path, "--namespace", "acme")
+    with sqlite3.connect(path) as db:
+        db.execute("INSERT INTO pauses VALUES ('orders', '2026-01-01T00:00:00.000Z', 'mine', 'x')")
+    db.close()
+    home.start()
+    home("shutdown")
+    code, refused = taud(home, "--restore", path)
+    assert (code, "pauses of other namespaces" in refused["error"]["message"]) == (5, True)
+
+
+def test_a_backup_of_a_namespace_can_be_a_whole_store(home: Tau, fresh: Tau) -> None:
+    fresh("namespace", "create", "acme")
+    lived_in(fresh, "acme")
+    path = fresh.work / "acme.tau"
+    fresh("backup", path, "--namespace", "acme")
+    assert taud(home, "--restore", path)[0] == 0
+    home.start()
+    assert home("run", "acme/orders")["status"] == "success"
+    again = home("backup", home.work / "all.tau")["file"]
+    assert module.namespace_in(again, len(module.MIGRATIONS)) is None
