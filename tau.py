@@ -7588,14 +7588,18 @@ async def namespace_remove(call: Call, name: NamespaceName, *, force: bool = Fal
         tau namespace remove acme
         tau namespace remove acme --force --reason "the team has left"
     """
-    daemon = call.daemon
-    run_ids = await call.write(daemon.store.remove_namespace, name, force)
-    places = [os.path.join(daemon.home, "namespaces", name), secrets_folder(daemon.home, name)]
-    for place in [*places, *map(daemon.runner.memos, run_ids)]:
+    daemon, removed = call.daemon, 0
+    while run_ids := await call.write(daemon.store.empty_namespace, name, force):
+        removed += len(run_ids)
+        for run_id in run_ids:
+            await asyncio.to_thread(remove_tree, daemon.runner.memos(run_id))
+    # A crash before the end leaves the namespace, which can be removed again, and never data without a namespace.
+    for place in (os.path.join(daemon.home, "namespaces", name), secrets_folder(daemon.home, name)):
         await asyncio.to_thread(remove_tree, place)
+    await call.write(daemon.store.remove_namespace, name)
     daemon.keys.read()
     daemon.drop_revoked(call.connection)
-    return {"name": name, "removed_runs": len(run_ids)}
+    return {"name": name, "removed_runs": removed}
 
 
 @sifts
@@ -14200,8 +14204,6 @@ def merge_namespace(database: str, fresh: str, name: str) -> None:
 
 #: What the copy of one namespace says of itself in `memory`; the first schema with namespaces.
 ONLY, NAMESPACES_SINCE = "only", 7
-#: More tables with a pipeline's or a key's name, beside NAMED_IN.
-NAMED_TOO = (("heals", "pipeline"), ("events", "pipeline"), ("dead_letters", "pipeline"), ("keys", "name"))
 #: The tables of which a store takes a namespace's rows, each after those that it refers to.
 MERGED = (
     *("pipelines", "versions", "sources", "circumstances", "runs", "attempts", "steps", "logs", "observations"),
@@ -14680,8 +14682,8 @@ class Store:
             self.event(f"namespace.{'created' if is_new else 'changed'}", None, None, {"name": name} | changed, actor)
         return {"name": name, "changed": after != before or is_new, **after}
 
-    def remove_namespace(self, name: str, force: bool, actor: str) -> list[str]:
-        """Deletes all that the store has of a namespace and returns the ids of its runs; Conflict if it is in use."""
+    def empty_namespace(self, name: str, force: bool, actor: str) -> list[str]:
+        """Undeploys what a namespace has; deletes some of its runs and returns their ids.  Conflict if it is in use."""
         self.sql.namespace(name)
         if name == DEFAULT_NAMESPACE:
             raise BadRequest(f"'{name}' stays: it is that of names without one", "tau namespace list")
@@ -14690,19 +14692,25 @@ class Store:
         if live and not force:
             hint = shell_line("tau", "namespace", "remove", name, "--force")
             raise Conflict(f"'{name}' has pipelines: {', '.join(live[:10])}", hint)
-        unfinished = "SELECT run_id FROM runs WHERE pipeline GLOB ? AND status IN ('running', 'retrying')"
-        if running := self.sql.values(unfinished, own):
+        going_on = "SELECT run_id FROM runs INDEXED BY runs_live WHERE status IN ('running', 'retrying')"
+        if running := self.sql.values(f"{going_on} AND pipeline GLOB ?", own):
             raise Conflict(f"runs of '{name}' go on", shell_line("tau", "cancel", running[0]))
-        run_ids = self.sql.values("SELECT run_id FROM runs WHERE pipeline GLOB ?", own)
-        for pipeline in self.sql.values("SELECT name FROM pipelines WHERE name GLOB ?", own):
+        for pipeline in live:
             self.undeploy(pipeline, actor)
+        run_ids = self.sql.values(f"SELECT run_id FROM runs WHERE pipeline GLOB ? LIMIT {EXPIRE_MAX}", own)
+        self.db.executemany("DELETE FROM runs WHERE run_id = ?", [(run_id,) for run_id in run_ids])
+        return run_ids
+
+    def remove_namespace(self, name: str, actor: str) -> None:
+        """Deletes what the store still has of a namespace."""
+        own = f"{name}/*"
+        for pipeline in self.sql.values("SELECT name FROM pipelines WHERE name GLOB ?", own):
             self.delete_pipeline(pipeline)
-        for table, column in (("heals", "pipeline"), ("events", "pipeline"), ("keys", "name")):
+        for table, column in NAMED_TOO:
             self.db.execute(f"DELETE FROM {table} WHERE {column} GLOB ?", (own,))
         for table, column in (("totals", "namespace"), ("namespaces", "name")):
             self.db.execute(f"DELETE FROM {table} WHERE {column} = ?", (name,))
         self.event("namespace.removed", None, None, {"name": name}, actor)
-        return run_ids
 
     def add_key(self, key: Json, actor: str) -> None:
         """Adds a key.  Raises Conflict if a key of this name is not revoked."""
@@ -14948,6 +14956,8 @@ NAMED_IN = (
     ("chains", "comes_after"),
     *(("pauses", "pipeline"), ("runs", "pipeline"), ("versions", "pipeline"), ("pipelines", "name")),
 )
+#: What else has the name of a pipeline or of a key.
+NAMED_TOO = (("heals", "pipeline"), ("events", "pipeline"), ("dead_letters", "pipeline"), ("keys", "name"))
 #: How many of the versions that have failed an incident names.
 VERSIONS_TOLD = 20
 #: How often an attempt is handed to a fork server, if each time the server or the daemon dies first.
