@@ -36,9 +36,10 @@ The file is laid out in the order a request travels.  Calls go down the page, or
 
 from __future__ import annotations
 
+# What Python's own modules add to these four (enums, selectors, `re`) would take a third of the client's time.
+import _functools  # type: ignore[import-not-found]
 import _imp
-
-# What Python's own modules add to these two (enums, selectors) would take a tenth of the client's time, and of a run's.
+import _json
 import _signal  # type: ignore[import-not-found]
 import _socket
 import _thread
@@ -46,7 +47,6 @@ import errno
 import gc
 import io
 import itertools
-import json
 import marshal
 import os
 import stat
@@ -94,6 +94,7 @@ if TYPE_CHECKING:
     import importlib.util
     import inspect
     import ipaddress
+    import json
     import linecache
     import logging
     import operator
@@ -216,8 +217,8 @@ else:
         *("argparse", "ast", "asyncio", "atexit", "base64", "bisect", "collections", "concurrent.futures"),
         *("contextlib", "contextvars", "croniter", "csv", "ctypes", "datetime", "decimal", "difflib", "email.utils"),
         *("faulthandler", "fcntl", "fnmatch", "functools", "getpass", "glob", "graphlib", "grp", "gzip", "hashlib"),
-        *("heapq", "hmac", "http.client", "importlib.util", "inspect", "ipaddress", "linecache", "logging", "operator"),
-        *("pickle", "pwd", "queue", "random", "re", "resource"),
+        *("heapq", "hmac", "http.client", "importlib.util", "inspect", "ipaddress", "json", "linecache", "logging"),
+        *("operator", "pickle", "pwd", "queue", "random", "re", "resource"),
         *("select", "selectors", "shlex", "shutil", "signal", "socket", "sqlite3"),
         *("ssl", "struct", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "tomllib", "traceback"),
         *("typing", "urllib.parse", "uuid", "webbrowser", "zlib", "zoneinfo"),
@@ -253,6 +254,12 @@ __version__ = "0.1.0"
 
 #: Version of the wire protocol, as `hello` and `status` report it.
 PROTOCOL = 1
+
+
+def caching(count: int | None) -> Callable[[Function], Function]:
+    """As functools.lru_cache(count), without the modules that this imports."""
+    return lambda function: _functools._lru_cache_wrapper(function, count, False, tuple)
+
 
 #: status → the statuses a run may move to next.  Any other move comes too late.
 MOVES: dict[str, tuple[str, ...]] = {
@@ -621,7 +628,7 @@ def rfc3339(seconds: float) -> str:
     return f"{utc_text(whole)}.{millis:03d}Z"
 
 
-@functools.lru_cache(16)
+@caching(16)
 def utc_text(second: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
@@ -1024,12 +1031,12 @@ class Sql:
 
 
 # Composing a statement takes longer than binding its values.
-@functools.lru_cache(100)
+@caching(100)
 def insertion(table: str, clash: str, *columns: str) -> str:
     return f"INSERT OR {clash} INTO {table} ({', '.join(columns)}) VALUES (:{', :'.join(columns)})"
 
 
-@functools.lru_cache(100)
+@caching(100)
 def update(table: str, columns: tuple[str, ...], key: tuple[str, ...]) -> str:
     return f"UPDATE {table} SET {' = ?, '.join(columns)} = ? WHERE {' = ? AND '.join(key)} = ?"
 
@@ -1354,7 +1361,7 @@ def fit_fields(fields: str, value: Any, mask: Mask, place: str) -> Json:
     return made
 
 
-@functools.cache
+@caching(None)
 def read_fields(fields: str) -> list[tuple[str, str, bool]]:
     """Returns name and kind of each field, and whether it may be null."""
     pairs = [field.split(":") for field in fields.split()]
@@ -1489,7 +1496,7 @@ class Argument:
         return face if self.required or self.default is None else face | {"default": self.default}
 
 
-@functools.cache
+@caching(None)
 def docstrings() -> dict[str, str]:
     """The docstrings of functions, read from the source: `python -OO` leaves them out of the code."""
     nodes = ast.parse(read_bytes(__file__, sys.maxsize) or b"").body
@@ -1513,7 +1520,8 @@ class Operation:
         # What it may take there: seconds of work, rows that it reads, bytes of its answer.
         self.bounds: Json = {"seconds": 10.0, "rows": 110_000, "bytes": ANSWER_BYTES_MAX}
 
-    @functools.cached_property
+    @property
+    @caching(None)
     def manual(self) -> str:
         return self.handler.__doc__ or docstrings().get(self.handler.__name__, "")
 
@@ -1527,7 +1535,8 @@ class Operation:
         lines = map(str.strip, self.manual.splitlines())
         return [line for line in lines if line.startswith("tau ")]
 
-    @functools.cached_property
+    @property
+    @caching(None)
     def arguments(self) -> dict[str, Argument]:
         own = {argument.name: argument for argument in self.read_signature()}
         return own | {argument.name: argument for argument in self.added if argument.name not in own}
@@ -1588,10 +1597,6 @@ LOCAL_COMMANDS: dict[str, Operation] = {}
 #: Both by their words in the shell; and the first words of commands of two words, each with its commands.
 SHELL_COMMANDS: dict[str, Operation] = {}
 COMMAND_GROUPS: dict[str, list[Operation]] = {}
-
-
-#: Another protocol by which a peer of the daemon may call the same operations → what answers it.
-DIALECTS: dict[str, AnyFunction] = {}
 
 
 #: Every operation that writes takes a reason, which becomes part of the actor; every one that reads takes fields.
@@ -1759,10 +1764,9 @@ def expected(schema: Json) -> str:
 #   → {"jsonrpc": "2.0", "id": 1, "method": "run", "params": {"name": "hello"}}
 #   ← {"jsonrpc": "2.0", "method": "event", "params": {"request": 1, "seq": 7, "type": "step.finished", …}}
 #   ← {"jsonrpc": "2.0", "id": 1, "result": {…}}     or     "error": {"code", "message", "data"}
-
 #: Made once: JSONEncoder.encode makes an encoder each time, which doubles the time of a small document.
-ENCODER = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
-    None, json.JSONEncoder().default, json.encoder.encode_basestring, None, ":", ",", False, False, False
+ENCODER = _json.make_encoder(
+    None, lambda it: json.JSONEncoder().default(it), _json.encode_basestring, None, ":", ",", False, False, False
 )
 
 
@@ -1778,7 +1782,7 @@ def encode(document: Any) -> bytes:
     return json_bytes(document) + b"\n"
 
 
-def decode(line: bytes, decoder: json.JSONDecoder | None = None) -> Any:
+def decode(line: bytes, decoder: Decoder | None = None) -> Any:
     """Returns the document of a line; raises ParseError, or InvalidRequest if it is nested too deeply.
 
     json.loads alone would accept UTF-16, NaN, 1e999 as infinity, and lone surrogates, which cannot be stored.
@@ -1828,9 +1832,41 @@ def no_constant(text: str) -> Any:
     raise ValueError(f"{text} is not JSON")
 
 
-DECODER = json.JSONDecoder(parse_float=finite, parse_int=short_int, parse_constant=no_constant)
-#: For journals: results may have long integers.
-RECORD_DECODER = json.JSONDecoder(parse_float=finite, parse_constant=no_constant)
+class Decoder:
+    """Reads JSON as json.JSONDecoder does, but without the modules that this imports."""
+
+    strict = True
+
+    def __init__(self, parse_int: Callable[[str], int]) -> None:
+        self.parse_float, self.parse_int, self.parse_constant = finite, parse_int, no_constant
+        self.scan = _json.make_scanner(self)  # type: ignore[arg-type]
+
+    def __getattr__(self, hook: str) -> None:
+        """There are no other hooks."""
+
+    def decode(self, text: str) -> Any:
+        try:
+            document, end = self.scan(text, len(text) - len(text.lstrip(" \t\n\r")))
+        except (StopIteration, SystemError):  # no document begins here; its error's module is not imported
+            end = 0
+        return document if end and not text[end:].strip(" \t\n\r") else json.loads(text)  # raises ValueError
+
+
+DECODER = Decoder(short_int)
+#: For journals, whose results may have long integers, and for answers.
+RECORD_DECODER = Decoder(int)
+
+
+#: How long a document a model should read.
+MODEL_BYTES_MAX = 256 << 10
+
+
+def fence(document: Json) -> str:
+    """Returns a document as a model may read it: data between marks that nobody could know, with nothing invisible."""
+    text, mark = spelled(encode_json(document)), os.urandom(6).hex()
+    if len(text) > MODEL_BYTES_MAX:
+        raise TooMuch(f"the answer has {len(text):,} characters", "ask for less: --limit, --tail, --grep or --fields")
+    return f"<data {mark}>\n{text}\n</data {mark}>"
 
 
 def response(request: Any, result: bytes) -> bytes:
@@ -2785,7 +2821,7 @@ UNIT_WORDS: dict[str, tuple[Any, Callable[[Any], str]]] = {
 # Calls Words.  Promises that no signal reaches another process that has got an old pid.
 
 
-@functools.cache
+@caching(None)
 def boot_id() -> str:
     """The name of this boot of the machine; empty if it is unknown."""
     return peek("/proc/sys/kernel/random/boot_id").strip()
@@ -3019,18 +3055,21 @@ def start_python(
     return os.posix_spawn(python, [python, *python_words(function, words)], environ, file_actions=actions)
 
 
-#: Parts IV, V and VI as bytecode, if the cached module has them apart (see `pack`): names and code of each, marshalled.
-PACKED: list[bytes] = []
+#: What is packed apart, by its beginning → what it needs besides Part I.  Nobody needs all: the client Parts II and III
+#: (MCP and what follows it now and then), taud Parts III and IV, the fork server and runs Part V.
+PACKS = {"Part II": "Part III", "Part III": "", "16. MCP": "Part II", "Part IV": "Part III", "Part V": ""}
+PACKS["Part VI"] = "Part IV"
+#: Of those that are not loaded, the names that they define, and their marshalled bytecode (see `pack`).
+PACKED: dict[str, tuple[str, bytes]] = {}
 #: The last bytes of such a module, which nothing reads.
 PACKED_END = b"packed"
 
 
 def pack() -> bool:
-    """Writes this module's cached bytecode anew, with Parts IV, V and VI apart; returns whether it did.
+    """Writes this module's cached bytecode anew, with its PACKS apart; returns whether it did.
 
-    The client needs none of them, which saves half of its time; taud and the fork server need one each, and Part VI
-    only a taud that a browser asks.  Parts refer to themselves and to what stands above them, so only who comes from
-    outside looks for a name that is not there.
+    Parts refer to themselves, to what they need and to Part I, so only who comes from outside looks for a name that is
+    not there.  What needs one now and then takes it as an attribute of the module, as `sys.modules[__name__].Mcp`.
     """
     spec, source = sys.modules[__name__].__spec__, read_bytes(__file__, sys.maxsize) or b""
     size, modified = len(source), int(os.stat(__file__).st_mtime)
@@ -3040,16 +3079,17 @@ def pack() -> bool:
     is_ours = cached.startswith(header) and not cached.endswith(PACKED_END) and os.access(cache, os.W_OK)
     if sys.dont_write_bytecode or not is_ours:
         return False
-    banners = (b"# === Part IV", b"# === Part V", b"# --- The door")  # Part VI too
-    cuts = [number for number, line in enumerate(source.splitlines(), 1) if line.startswith(banners)]
-    body, packed = ast.parse(source).body, list[ast.expr]()
-    for start, end in itertools.pairwise(cuts):
+    text, body, packed = source.decode(), ast.parse(source).body, dict[str, ast.expr]()
+    begins = [*re.finditer(rf"(?m)^# [=-]+ ({'|'.join(PACKS)}|The door)\b", text)]
+    cuts = [text.count("\n", 0, begin.start()) for begin in begins]
+    for begin, (start, end) in zip(begins, itertools.pairwise(cuts), strict=False):
         code = compile(ast.Module([node for node in body if start < node.lineno < end], []), __file__, "exec")
-        packed.append(ast.Constant(marshal.dumps((code.co_names, marshal.dumps(code)))))
+        packed[begin[1]] = ast.Constant((" ".join(code.co_names), marshal.dumps(code)))  # type: ignore[arg-type]
+    del body[1]  # `annotations` of the future, which compile() takes from us
     rest = [node for node in body if not cuts[0] < node.lineno < cuts[-1]]
     for node in rest:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "PACKED":
-            node.value = ast.List(packed, ast.Load())
+            node.value = ast.Dict([*map(ast.Constant, packed)], [*packed.values()])
     code = compile(ast.fix_missing_locations(ast.Module(rest, [])), __file__, "exec")
     with contextlib.suppress(OSError), Replacement(cache, stat.S_IMODE(os.stat(cache).st_mode), durable=False) as file:
         file.write(header + marshal.dumps(code) + PACKED_END)
@@ -3131,7 +3171,7 @@ def cut_lines(lines: Iterable[bytes], longest: int) -> list[bytes]:
     return [line[at : at + longest] for line in lines for at in range(0, max(len(line), 1), longest)]
 
 
-@functools.cache
+@caching(None)
 def libc() -> Any:
     return ctypes.CDLL(None)
 
@@ -5512,7 +5552,7 @@ class Channel:
         request = encode_words(message)
         try:
             for line in self.exchange(request):
-                answer = json.loads(line)
+                answer = RECORD_DECODER.decode(line.decode("utf-8"))
                 if not isinstance(answer, dict):
                     raise ValueError(line)
                 yield answer
@@ -6943,7 +6983,8 @@ async def create(
     check_name(name)
     healing, asked = agent_settings(call), {"task": "create", "pipeline": name, "intent": intent, "files": {}}
     seen = {place: await peek_(call, place) for place in (places or "").split(",") if place}
-    asked |= {"entry": f"{name}.py", "places": fence(seen), "manual": manual_page("authoring"), "rules": CREATE_RULES}
+    manual = sys.modules[__name__].manual_page("authoring")
+    asked |= {"entry": f"{name}.py", "places": fence(seen), "manual": manual, "rules": CREATE_RULES}
     secrets = await call.beside(secret_list)
     asked |= {"connections": sorted(Room.of(call.daemon.store, f"{call.caller.home}/").connections)}
     asked |= {"secrets": [row["name"] for row in secrets["secrets"]]}
@@ -7347,32 +7388,7 @@ def schema(
         tau schema key create
         tau schema --document run
     """
-    if operation and document:
-        raise BadRequest("an operation, or a document?", "ask for one of them")
-    known: dict[str, Any] = ANSWERS | shapes() if document else SHELL_COMMANDS | LOCAL_COMMANDS | OPERATIONS
-    asked = document or " ".join(filter(None, (operation, word)))
-    if asked and asked not in known:
-        raise NotFound(f"nothing is called '{asked[:WORD_MAX]}'", did_you_mean(asked, known, "`tau schema` has all"))
-    if document:
-        return document_schema(asked if asked in shapes() else ANSWERS[asked])
-    if asked:
-        return operation_schema(known[asked], document_schema(answer_of(known[asked])))
-    return {
-        "protocol": PROTOCOL,
-        "operations": [operation_schema(entry, schema_of(answer_of(entry), {})) for entry in OPERATIONS.values()],
-        "errors": [
-            {key: getattr(kind, key) for key in ("code", "number", "exit", "retryable")} for kind in ERRORS.values()
-        ],
-        "moves": MOVES,
-        "triggers": TRIGGERS,
-        "documents": document_schema(*every_document()),
-        "pipeline": pipeline_api(),
-    }
-
-
-def operation_schema(entry: Operation, answer: Json) -> Json:
-    about = {"name": entry.name, "command": f"tau {entry.words}", "summary": entry.summary, "effect": entry.effect}
-    return about | {"params": entry.schema(), "answer": answer, "bounds": entry.bounds, "examples": entry.examples}
+    return dict(sys.modules[__name__].interface(operation, word, document))
 
 
 @sifts
@@ -7776,6 +7792,44 @@ EMPTY = {
 }
 
 
+@reads_here
+def mcp(desk: Desk) -> Json:
+    """Serve the tools of an agent's MCP client on stdin and stdout, until the end of input.
+
+    tau mcp
+    tau --env production mcp
+    """
+    loop = asyncio.new_event_loop()  # asyncio.run() would wait for the threads
+    loop.run_until_complete(sys.modules[__name__].serve_tools(*desk[:2]))
+    return {}
+
+
+@reads_here
+def help_(desk: Desk, topic: str | None = None) -> Json:
+    """Print a page of the manual, or the arguments and examples of a command.
+
+    topic         which page, or a command; without it they are listed
+
+        tau help authoring  # all that is needed to write a pipeline
+        tau help failures
+    """
+    write_out(sys.modules[__name__].manual_page(topic) if topic else page("").rstrip())
+    return {}
+
+
+@reads_here
+def skill(desk: Desk, *, write: FilePath | None = None, force: bool = False) -> Json:
+    """Print the skill from which an agent learns to use Tau, in the format of agentskills.io, or write its files.
+
+    write         write tau/SKILL.md and the pages that it refers to into this directory of skills
+    force         replace files there that differ
+
+        tau skill --write .agents/skills
+        tau skill > SKILL.md
+    """
+    return dict(sys.modules[__name__].write_skill(write, force))
+
+
 # --- 16. MCP ------------------------------------------------------------------------------
 # Owns the Model Context Protocol: the same operations as tools, on stdin, on the socket and over HTTP.
 # Calls Manual, Command line, Arguments, Client.  Promises at most ten tools in 12,000 bytes, and that data is fenced.
@@ -7785,8 +7839,8 @@ MODERN, LEGACY = "2026-07-28", ("2025-11-25", "2025-06-18")
 META, ME = "io.modelcontextprotocol/", {"name": "tau", "version": __version__}
 #: How long a tool waits for a run unless it is told, and how long the daemon is asked what there is.
 TOOL_WAIT_S, DISCOVER_S = 30.0, 0.5
-#: What clients may keep a list for, the longest answer that a model should read, and the longest command line.
-LIST_TTL_MS, TOOL_BYTES_MAX, COMMAND_MAX = 60_000, 256 << 10, 16 << 10
+#: What clients may keep a list for, and the longest command line.
+LIST_TTL_MS, COMMAND_MAX = 60_000, 16 << 10
 INSTRUCTIONS = """\
 Tau runs data pipelines: Python functions with @pipeline, deployed to a daemon, run by hand or by a schedule.
 Read `help` with topic "authoring" before you write one; then check, deploy, run, schedule.
@@ -7808,9 +7862,6 @@ class Mcp:
         self.header = head.get("mcp-protocol-version") if head else ""
         self.era = self.header if self.header in LEGACY else ""  # the version that was agreed on by `initialize`
         self.live: dict[int | str, asyncio.Task[Any] | None] = {}  # id → task of a request that is not answered yet
-
-    def speaks(self, method: str) -> bool:
-        return self.head is not None or "/" in method or method == "initialize"
 
     async def result(self, message: Json) -> Json:
         """Returns the result of a request, {} for a notification; CancelledError if the peer withdraws it."""
@@ -7928,7 +7979,6 @@ class Mcp:
 BOTH: Methods = {"tools/list": Mcp.list_tools, "tools/call": Mcp.call_tool}
 MODERN_METHODS, LEGACY_METHODS = {**BOTH, "server/discover": Mcp.discover}, {**BOTH, "initialize": Mcp.initialize}
 LEGACY_METHODS["ping"] = Mcp.pong
-DIALECTS.update(mcp=Mcp)
 
 #: Tool → the arguments that it takes, and what to say of it besides the summary of its operation.
 TOOLS: dict[str, tuple[str, str]] = {
@@ -7985,14 +8035,6 @@ def described(name: str, text: str, schema: Json, effect: str) -> Json:
     return {"name": name, "description": text, "inputSchema": schema, "annotations": hints}
 
 
-def fence(document: Json) -> str:
-    """Returns a document as a model may read it: data between marks that nobody could know, with nothing invisible."""
-    text, mark = spelled(encode_json(document)), os.urandom(6).hex()
-    if len(text) > TOOL_BYTES_MAX:
-        raise TooMuch(f"the answer has {len(text):,} characters", "ask for less: --limit, --tail, --grep or --fields")
-    return f"<data {mark}>\n{text}\n</data {mark}>"
-
-
 def read_command(text: str) -> tuple[str, Json] | str:
     """Reads a command line; returns the command and its options, or the page of help that it asks for."""
     if len(text) > COMMAND_MAX:
@@ -8032,17 +8074,6 @@ def to_operation(name: str, options: Json, reads_only: bool) -> tuple[str, Json]
             raise BadRequest(f"{argument.flags[0]}: write the object itself", argument.meaning)
         arguments[key] = read_value(argument, value, options)
     return entry.name, arguments
-
-
-@reads_here
-def mcp(desk: Desk) -> Json:
-    """Serve the tools of an agent's MCP client on stdin and stdout, until the end of input.
-
-    tau mcp
-    tau --env production mcp
-    """
-    asyncio.new_event_loop().run_until_complete(serve_tools(*desk[:2]))  # asyncio.run() would wait for the threads
-    return {}
 
 
 async def serve_tools(asked: Json, view: View) -> None:
@@ -8092,35 +8123,13 @@ async def answer_line(peer: Mcp, line: bytes) -> None:
 # Calls nothing of its part.  Promises that a page has at most 6,000 bytes, and to load neither Part IV nor V.
 
 
-@reads_here
-def help_(desk: Desk, topic: str | None = None) -> Json:
-    """Print a page of the manual, or the arguments and examples of a command.
-
-    topic         which page, or a command; without it they are listed
-
-        tau help authoring  # all that is needed to write a pipeline
-        tau help failures
-    """
-    write_out(manual_page(topic) if topic else page("").rstrip())
-    return {}
-
-
-@reads_here
-def skill(desk: Desk, *, write: FilePath | None = None, force: bool = False) -> Json:
-    """Print the skill from which an agent learns to use Tau, in the format of agentskills.io, or write its files.
-
-    write         write tau/SKILL.md and the pages that it refers to into this directory of skills
-    force         replace files there that differ
-
-        tau skill --write .agents/skills
-        tau skill > SKILL.md
-    """
+def write_skill(folder: str | None, force: bool) -> Json:
     files = {"SKILL.md": filled(SKILL)}
-    if write is None:
+    if folder is None:
         write_out(files["SKILL.md"], "")
         return {}
     files |= {f"references/{topic}.md": f"# {manual_page(topic)}\n" for topic in TOPICS if topic != "failures"}
-    return write_files(os.path.join(write, "tau"), {name: text.encode() for name, text in files.items()}, force)
+    return write_files(os.path.join(folder, "tau"), {name: text.encode() for name, text in files.items()}, force)
 
 
 def manual_page(topic: str) -> str:
@@ -8449,6 +8458,36 @@ things are, `tau COMMAND --help` explains a command. Before you write a pipeline
 """
 
 
+def interface(operation: str | None, word: str | None, document: str | None) -> Json:
+    """What `tau schema` prints."""
+    if operation and document:
+        raise BadRequest("an operation, or a document?", "ask for one of them")
+    known: dict[str, Any] = ANSWERS | shapes() if document else SHELL_COMMANDS | LOCAL_COMMANDS | OPERATIONS
+    asked = document or " ".join(filter(None, (operation, word)))
+    if asked and asked not in known:
+        raise NotFound(f"nothing is called '{asked[:WORD_MAX]}'", did_you_mean(asked, known, "`tau schema` has all"))
+    if document:
+        return document_schema(asked if asked in shapes() else ANSWERS[asked])
+    if asked:
+        return operation_schema(known[asked], document_schema(answer_of(known[asked])))
+    return {
+        "protocol": PROTOCOL,
+        "operations": [operation_schema(entry, schema_of(answer_of(entry), {})) for entry in OPERATIONS.values()],
+        "errors": [
+            {key: getattr(kind, key) for key in ("code", "number", "exit", "retryable")} for kind in ERRORS.values()
+        ],
+        "moves": MOVES,
+        "triggers": TRIGGERS,
+        "documents": document_schema(*every_document()),
+        "pipeline": pipeline_api(),
+    }
+
+
+def operation_schema(entry: Operation, answer: Json) -> Json:
+    about = {"name": entry.name, "command": f"tau {entry.words}", "summary": entry.summary, "effect": entry.effect}
+    return about | {"params": entry.schema(), "answer": answer, "bounds": entry.bounds, "examples": entry.examples}
+
+
 # --- 18. Documents ------------------------------------------------------------------------
 # Owns the shapes of all answers: what `tau schema` says of them.  Calls Part I.
 # Promises that every answer of an operation fits the schema of its document.
@@ -8767,7 +8806,7 @@ def taud() -> int:
     open_standard_descriptors()
     if not PACKED and pack():  # the first start after an installation
         os.execv(sys.executable, [sys.executable, *python_words("taud", sys.argv[1:])])
-    del PACKED[:-1]  # the run process, which is never asked for
+    PACKED.pop("Part V", None)  # which is never asked for
     words = sys.argv[1:]
     try:
         obey(words, ServiceManager(os.environ))  # first, as no child may inherit its variables
@@ -9294,7 +9333,7 @@ class Listeners:
         if hosts := [socket_name(each) for each in self.bound.values() if is_network(each)]:
             self.demand_key([host for host in hosts if not is_loopback(host)])
         else:
-            PACKED.clear()  # no browser will ask for the page
+            PACKED.pop("Part VI", None)  # no browser will ask for the page
 
     def demand_key(self, public: list[str]) -> None:
         """Raises Forbidden if there are *public* addresses but no key; warns without TLS."""
@@ -9732,7 +9771,7 @@ class Connection(Protocol):
         self.writable.set()
         self.blocked: asyncio.Future[Any] | None = None  # drops a peer that does not read
         self.unsent = 0  # bytes of answers that are kept until their batch is complete
-        self.mcp = DIALECTS["mcp"](self.ask)
+        self.mcp: Any = None  # made when the peer first speaks it
         self.problem: TauError | None = None  # of the last answer
 
     # asyncio calls these.
@@ -9923,7 +9962,8 @@ class Connection(Protocol):
             raise InvalidRequest('jsonrpc must be "2.0"', "leave it out, or send 2.0")
         if json_type(message.get("id")) not in ("string", "integer", "number", "null"):
             raise InvalidRequest("id must be a string or a number", "send an id that answers can repeat")
-        if self.mcp.speaks(method):
+        if "/" in method or method == "initialize" or getattr(self.mcp, "head", None):
+            self.mcp = self.mcp or sys.modules[__name__].Mcp(self.ask)
             return json_bytes(await self.mcp.result(message))
         if method in ("ping", "hello"):
             return HELLO
@@ -10142,7 +10182,7 @@ class Exchange:
     async def call(self, head: Head, work: Callable[[Any], Awaitable[bytes | None]], kind: str) -> None:
         """Answers a document: as a whole, or in pieces if there are events or it takes long."""
         peer, self.kind, is_mcp = self.peer, kind, head.path == "/mcp"
-        peer.mcp = DIALECTS["mcp"](peer.ask, head if is_mcp else None)
+        peer.mcp = sys.modules[__name__].Mcp(peer.ask, head) if is_mcp else None
         message = await self.read(head)
         pulse = self.peer.tasks.spawn(self.beat())
         try:
@@ -16532,7 +16572,7 @@ def fork_server() -> int:
     Forking it takes a millisecond and is safe: it has imported what runs need, and has one thread.
     """
     os.setsid()  # Ctrl-C in taud's terminal must reach taud alone
-    PACKED.clear()  # the other part, which is never asked for
+    PACKED.clear()  # no other part is asked for
     prepare_interpreter()
     os.environ.pop("LD_BIND_NOW", None)  # it has had C functions linked, which each child would do otherwise
     settle_pages()
@@ -17079,7 +17119,7 @@ def warm_process() -> int:
     """Forks runs for the fork server, and imports what it is asked to, until that one is gone."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.setsid()
-    PACKED.clear()  # the other part, which is never asked for
+    PACKED.clear()  # no other part is asked for
     os.chdir(os.sep)
     volunteer()
     prepare_interpreter()
@@ -24568,19 +24608,25 @@ LOADING = _thread.RLock()
 
 
 def __getattr__(name: str) -> Any:
-    """Loads the packed part that defines a name, once."""
+    """Loads the packed parts that may define a name."""
     with LOADING:
-        for names, code in map(marshal.loads, PACKED):
-            if name in names and name not in globals():
-                gc.disable()
-                part = marshal.loads(code)
-                # As an import does: the cache may have been copied.
-                _imp._fix_co_filename(part, __file__)  # type: ignore[attr-defined]
-                exec(part, globals())
-                end_import()
+        for part in [part for part, (names, _) in PACKED.items() if name in names.split()]:
+            load(part)
     if name in globals():
         return globals()[name]
     raise AttributeError(f"module 'tau' has no attribute '{name}'", name=name, obj=sys.modules[__name__])
+
+
+def load(part: str) -> None:
+    """Loads a packed part, once, and before it the one that it needs."""
+    if part in PACKED:
+        _, packed = PACKED.pop(part)
+        load(PACKS[part])
+        gc.disable()
+        code = marshal.loads(packed)
+        _imp._fix_co_filename(code, __file__)  # type: ignore[attr-defined]  # the cache may have been copied
+        exec(code, globals())
+        end_import()
 
 
 def end_import() -> None:

@@ -29,6 +29,8 @@ from nursery import Child, Nursery, process_name
 import tau as module
 
 REPOSITORY = Path(__file__).parent.parent
+for part in [*module.PACKED]:  # tests look at, and replace, what is anywhere
+    module.load(part)
 #: How many faults the tests make.  From 100 on, as in CI, they take every place and whole samples.
 FAULTS = int(os.environ.get("TAU_FAULTS", "12"))
 THOROUGH = FAULTS >= 100

@@ -313,6 +313,7 @@ def test_no_text_takes_more_than_linear_time(name: str) -> None:
 SHORT = {"spell_field", "cron_hint", "Operation", "Connection", "risk_of", "Dashboard"}
 #: What reads only what the owner of the daemon has written, or a program that they have chosen.
 TRUSTED = {
+    "pack",
     "read_secret",
     "secret_list",
     "secrets_below",

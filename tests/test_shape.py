@@ -40,6 +40,10 @@ HEAVY = (
     "shutil",
     "socket",
     "datetime",
+    "collections",
+    "functools",
+    "json",
+    "re",
 )
 
 
@@ -93,8 +97,9 @@ def uses(node: ast.AST) -> Iterator[str]:
 
 
 def bound(node: ast.AST) -> set[str]:
-    """The names that a definition binds for itself: parameters and variables."""
+    """The names that a definition binds for itself: parameters, variables, and functions in it."""
     names = {one.arg for one in ast.walk(node) if isinstance(one, ast.arg)}
+    names |= {one.name for one in ast.walk(node) if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)}
     return names | {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
 
 
@@ -132,6 +137,33 @@ def test_calls_go_down_the_page_or_up_into_part_one() -> None:
             if there not in (*above, *below) or (other < number and there not in above):
                 wrong.append(f"{section} (§{number}) {node.name} uses {name} of {target} (§{other})")
     assert not wrong, "\n".join(wrong)
+
+
+def test_what_is_packed_uses_what_is_loaded_with_it() -> None:
+    """Commands of the client find Part II too, and operations, which run in the daemon, Part IV."""
+    defined, packs = definitions(), module.PACKS
+    needed = {part: {part, need, packs.get(need, ""), ""} for part, need in packs.items()} | {"": {""}}
+    wrong = []
+    for node in tree().body:
+        part, decorators = pack_of(node.lineno), getattr(node, "decorator_list", [])
+        is_command = any(ast.unparse(decorator).endswith("_here") for decorator in decorators)
+        loaded = needed[part] | ({"Part II" if is_command else "Part IV"} if part == "Part III" else set())
+        names = set(uses(node)) - bound(node)
+        wrong += [f"{part}: {name}" for name in names if name in defined and pack_of(defined[name]) not in loaded]
+    assert not wrong, "\n".join(wrong)
+
+
+def pack_of(line: int) -> str:
+    """What is packed together with a line; nothing for Part I and the door."""
+    before = [pack for start, pack in pack_begins() if start <= line]
+    return before[-1].replace("The door", "") if before else ""
+
+
+@functools.cache
+def pack_begins() -> list[tuple[int, str]]:
+    """(line, name) of each part that is packed apart, and of the door."""
+    rule = re.compile(rf"# [=-]+ ({'|'.join(module.PACKS)}|The door)\b")
+    return [(line, found[1]) for line, text in enumerate(LINES, 1) if (found := rule.match(text))]
 
 
 def test_a_name_means_one_thing() -> None:
