@@ -618,6 +618,11 @@ def data_directory(home: str, name: str) -> str:
     return os.path.join(home, *(("namespaces", first) if slash else ()), "data", *filter(None, [rest]))
 
 
+def user_place(home: str, namespace: str) -> str:
+    """Where a namespace with a system user has its data: others must not pass through the home."""
+    return os.path.join(f"{os.path.realpath(home)}.namespaces", namespace)
+
+
 def secrets_folder(home: str, namespace: str) -> str:
     return os.path.join(home, "secrets", *() if namespace == DEFAULT_NAMESPACE else (namespace,))
 
@@ -2450,9 +2455,17 @@ def read_config(path: str) -> Json:
     return tables
 
 
-def demand_executor(name: str, executors: Json, environment: str | None) -> None:
-    """Raises BadRequest unless the executor exists and can have the *environment* of a pipeline."""
-    if name == LOCAL_EXECUTOR:
+def demand_executor(name: str | None, executors: Json, environment: str | None, options: Json) -> None:
+    """Raises BadRequest unless the runs of a namespace with these options may run on an executor, if they name one.
+
+    *environment* is the virtual environment that they need.
+    """
+    if (own := options["executor"] or (options["user"] and LOCAL_EXECUTOR)) and name not in (None, own):
+        raise BadRequest(f"all runs of this namespace run on executor '{own}'", "name no executor")
+    if options["user"] and environment is not None:
+        hint = f"install them in a Python that user '{options['user']}' finds"
+        raise BadRequest("Tau does not install the file's dependencies for a system user", hint)
+    if (name := own or name) in (None, LOCAL_EXECUTOR):
         return
     if name not in executors:
         near = did_you_mean(name, (*executors, LOCAL_EXECUTOR)) or f"tau.toml says how to get there: {EXECUTOR_HINT}"
@@ -5964,7 +5977,7 @@ async def check(
     answer |= {"secrets": secrets, "missing_imports": [], "missing_secrets": missing}
     try:
         answer["environments"] = await deployment.prepare(call.emit if follow else None)
-        answer |= await deployment.ask(deployment.entries[0], {"kind": "scan", "files": [*deployment.sources]})
+        answer |= await deployment.ask(deployment.entries[0], {"kind": "scan"})
         pipelines = await deployment.load()
         answer["pipelines"] = await call.beside(lambda call: [preview_pipeline(call, row) for row in pipelines])
         if not daemon.options["unscheduled"]:
@@ -7528,10 +7541,13 @@ async def namespace_create(
     """Create a namespace: a team's own names, secrets, data, keys, quotas, and its fair share of the slots.
 
     executor      where all its runs run: an executor of tau.toml
+    user          the system user that its code runs as, away from the home: taud must be root
 
         tau namespace create acme --weight 2 --max-running 4 --disk 10G
         tau namespace create lab --executor worker1
     """
+    if user and not call.ask.namespaces(name):
+        await asyncio.to_thread(check_user, call.daemon.home, name, user)
     return await call.write(call.daemon.store.save_namespace, name, omit(call.arguments, ("name", "reason")), True)
 
 
@@ -7555,10 +7571,13 @@ async def namespace_set(
     """Change what a namespace may have; what is not named stays.
 
     executor      where all its runs run: an executor of tau.toml, or '' for where their pipelines say
+    user          the system user that its code runs as, away from the home: taud must be root
 
         tau namespace set acme --weight 1 --runs-per-day 500
         tau namespace set default --max-queued 1000
     """
+    if user and call.ask.namespaces(name):
+        await asyncio.to_thread(check_user, call.daemon.home, name, user)
     return await call.write(call.daemon.store.save_namespace, name, omit(call.arguments, ("name", "reason")), False)
 
 
@@ -7610,7 +7629,8 @@ async def namespace_remove(call: Call, name: NamespaceName, *, force: bool = Fal
         for run_id in run_ids:
             await asyncio.to_thread(remove_tree, daemon.runner.memos(run_id))
     # A crash before the end leaves the namespace, which can be removed again, and never data without a namespace.
-    for place in (os.path.join(daemon.home, "namespaces", name), secrets_folder(daemon.home, name)):
+    places = [user_place(daemon.home, name), os.path.join(daemon.home, "namespaces", name)]
+    for place in (*places, secrets_folder(daemon.home, name)):
         await asyncio.to_thread(remove_tree, place)
     await call.write(daemon.store.remove_namespace, name)
     daemon.keys.read()
@@ -9008,6 +9028,7 @@ class Daemon:
             loop.set_exception_handler(self.note_failure)
             self.store.open(loop)
             self.agenda.open()
+            await asyncio.to_thread(self.check_users)
             sweep_copies(self.home)
             self.listeners.open()  # may fail, so it comes before any run, as may what follows
             self.outbox.configure(self.outbox.read(self.settings))
@@ -9034,6 +9055,15 @@ class Daemon:
                 raise Conflict(f"{self.home} was renamed or deleted while taud served it", "start taud where it is now")
         finally:
             await self.close()
+
+    def check_users(self) -> None:
+        """Warns of namespaces whose code cannot run as its system user, or not yet."""
+        for name in self.store.ask.namespaces(None):
+            if user := self.store.ask.namespace(name)["options"]["user"]:
+                try:
+                    check_user(self.home, name, user)
+                except (TauError, OSError) as problem:
+                    self.warn(f"namespace '{name}': {problem}")
 
     def owns_home(self) -> bool:
         """Whether our lock is still at its path: otherwise another daemon may serve there."""
@@ -10066,9 +10096,7 @@ class Lines:
         """Learns who the peer is: from the system, or by its first line, `hello` with a key."""
         peer = self.peer
         if not peer.remote:
-            if not (name := local_peer(peer.socket, peer.listeners.group)):
-                raise Forbidden("this socket belongs to another user", "see [daemon] group")
-            peer.admit(Caller(name, "admin"))
+            peer.admit(await local_caller(peer.socket, peer.listeners.group, peer.daemon.runner))
             return
         if not peer.buffer.startswith((b"{", b"[")):
             raise BadRequest("this is neither JSON nor HTTP", f"TLS is set by [daemon] tls_cert; {HTTP_HINT}")
@@ -10774,7 +10802,8 @@ def describe(
         tail[0]["at_least"] = True  # lines before it may say the same
     ended = attempt.get("ended") or {}
     version = ask.version(run["pipeline"], run["version"])
-    executor = run["executor"] or version["options"].get("executor")
+    own = ask.namespace(namespace_of(run["pipeline"]))["options"]["executor"]
+    executor = own or run["executor"] or version["options"].get("executor")
     document = {
         **pick(run, *RUN_SHOWN),
         "executor": None if executor == LOCAL_EXECUTOR else executor,
@@ -11385,20 +11414,23 @@ def check_peek(call: Call, place: str, resource: str | None, directory: str) -> 
         raise Forbidden(f"'{caller.name}' may not look at {names[0]}", hint)
 
 
-def local_peer(peer: Any, group: int | None) -> str:
-    """Returns the user name of a Unix socket's peer.
+async def local_caller(peer: Any, group: int | None, runner: Runner) -> Caller:
+    """Returns as whom a Unix socket's peer acts: an admin, or the run that it belongs to, in its namespace.
 
-    It is empty unless the peer is the daemon's user, root, or a member of *group*.
+    Forbidden unless it is the daemon's user, root, or a member of *group*.
     """
     if not hasattr(socket, "SO_PEERCRED"):  # macOS: the directory's mode alone guards the socket
-        return pwd.getpwuid(os.geteuid()).pw_name
-    _, uid, gid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return Caller(pwd.getpwuid(os.geteuid()).pw_name, "admin")
+    pid, uid, gid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if (process := await runner.process_of(pid)) is not None and process.scope != "admin":
+        return Caller(f"run {process.run_id or process.stem}", process.scope, namespace=process.room.name)
     try:
         name = pwd.getpwuid(uid).pw_name
     except KeyError:
         name = str(uid)
-    admitted = uid in (os.geteuid(), 0) or (group is not None and (gid == group or name in grp.getgrgid(group).gr_mem))
-    return name if admitted else ""
+    if uid in (os.geteuid(), 0) or (group is not None and (gid == group or name in grp.getgrgid(group).gr_mem)):
+        return Caller(name, "admin")
+    raise Forbidden("this socket belongs to another user", "see [daemon] group")
 
 
 # --- 28. Deployment -----------------------------------------------------------------------
@@ -11433,6 +11465,9 @@ class Deployment:
         """Unpacks the files; builds and returns the virtual environments that the entries ask for."""
         await asyncio.to_thread(write_sources, self.sources, self.folder)
         headers = {entry: read_header(self.sources[entry].decode("utf-8"), entry) for entry in self.entries}
+        if any(headers.values()):
+            options = Room.of(self.daemon.store, f"{self.caller.home}/").options
+            demand_executor(None, self.daemon.settings["executors"], "", options)
         built = [await self.daemon.venvs.build(header, entry, emit) for entry, header in headers.items() if header]
         self.venvs = {venv["entry"]: venv["digest"] for venv in built}
         return built
@@ -11455,8 +11490,8 @@ class Deployment:
         for row in pipelines:
             if row["schedule"] is not None:
                 await asyncio.to_thread(self.check_cron, row)  # to find the next date may take 30 ms
-            if row["executor"] is not None:
-                demand_executor(row["executor"], self.daemon.settings["executors"], row["environment"])
+            room = Room.of(self.daemon.store, row["name"])
+            demand_executor(row["executor"], self.daemon.settings["executors"], row["environment"], room.options)
             if not self.caller.sees(row["name"]):
                 message = f"'{self.caller.name}' is for {self.caller.reach}, not '{row['name']}'"
                 raise Forbidden(message, "`tau list` shows what this key sees")
@@ -11474,7 +11509,7 @@ class Deployment:
         job, entry = {**self.trial, "kind": "rehearse"}, pipeline["entry"]
         job |= {"pipeline": pipeline["name"], "function": pipeline["function"], "memory_bytes": pipeline["memory"]}
         job["timeout"] = pipeline["timeout"] or job["timeout"]
-        job |= {"environment": self.venvs.get(entry), **(given or {})}
+        job |= {"environment": self.venvs.get(entry), "files": [*self.sources], **(given or {})}
         load = self.daemon.runner.load
         done: list[Json] = []
         for _ in range(times):
@@ -11540,6 +11575,7 @@ class Deployment:
     async def ask(self, entry: str, job: Json) -> Any:
         """Loads an entry, or scans all files, in a process; returns its result or raises LoadFailed."""
         job |= {"environment": self.venvs.get(entry), "pipeline": self.trial.get("pipeline", f"{self.caller.home}/")}
+        job["files"] = [*self.sources]
         if self.trial:
             job["rehearsal"] = self.trial["rehearsal"] | {"data": os.path.join(self.folder, "data")}
         outcome = await self.daemon.runner.load(self.folder, entry, job, self.caller.name)
@@ -11561,7 +11597,8 @@ CLASHES_MAX = 3
 def rehearsal_of(call: Call, name: str | None, like: str | None) -> Json:
     """Returns the job of a rehearsal: what a run had, the state of today, and what the last success has used."""
     home = call.daemon.home
-    about: Json = {"places": None, "secrets": None, "home": home, "data": data_directory(home, name or "")}
+    about: Json = {"places": None, "secrets": None, "home": home}
+    about["data"] = os.path.realpath(data_directory(home, name or ""))
     job: Json = {"timeout": REHEARSAL_S, "version": 0, "params": {}, "upstream": {}}
     if like is not None:
         (job,) = call.ask.rows(JOB, like)
@@ -12426,6 +12463,8 @@ POLL_S = 0.2
 POLL_WATCHED_S = 0.05
 #: How long after its fork server's death a journal may still get its first record.
 BIRTH_S = 2.0
+#: How often to look for the process of a peer that has a run's mark.
+BIRTH_LOOKS = 20
 #: How much longer than the grace times the end of a run on another machine may take.
 FAR_S = 5.0
 #: The most bytes of a run's records besides its log: a run that writes its own journal could fill the store.
@@ -12522,6 +12561,7 @@ class Process:
         self.path, self.stem, self.run_id, self.attempt = os.path.join(folder, stem), stem, run_id, attempt
         self.mask = Mask()  # hides the secrets that its processes have read, in all that is stored of it
         self.room: Room  # what its namespace gives it
+        self.scope = "operate"  # what it may do on the daemon's socket
         self.server = server  # identity of the fork server it was given to
         self.leader: Json | None = None  # its identity, as the fork server told it
         self.given_at = self.told_at = time.monotonic()  # when its job was sent, and its outcome read
@@ -12564,7 +12604,8 @@ class Process:
             return False
         if self.last_record is not None:
             return time.monotonic() - self.told_at > grace_s
-        began = self.remote.get("seen") if self.executor else self.start["mono"]
+        is_far = self.executor and self.run_id and not self.room.options["user"]
+        began = self.remote.get("seen") if is_far else self.start["mono"]
         return began is not None and self.timeout_s is not None and time.monotonic() - float(began) > self.timeout_s
 
     def end(self) -> Json | None:
@@ -12863,11 +12904,9 @@ class Runner:
             job["directory"] = data_directory(self.home, job["pipeline"])
             job["memos"] = self.memos(job["run_id"])
             job["old_memos"] = self.memos(job["resume_from"]) if job["resume_from"] else None
-            if (name := job["executor"]) is not None:
-                if (chosen := self.settings["executors"].get(name)) is None:
-                    raise NotFound(f"there is no executor '{name}' in tau.toml any more")
+            if (way := process.room.way(job["executor"], job["directory"])) is not None:
                 files = [*self.store.ask.sources(job["sha256"])]
-                job |= {"executor": {"name": name, **chosen}, "environment": None, "files": files}
+                job |= {"executor": way, "environment": None, "files": files}
             else:
                 self.note_circumstances(process, job["environment"])
             self.starter.send(job, process)
@@ -12886,6 +12925,19 @@ class Runner:
 
     def memos(self, run_id: str) -> str:
         return os.path.join(self.home, "memos", run_id)
+
+    async def process_of(self, pid: int) -> Process | None:
+        """Returns the live process that another belongs to, by its session, or else by its mark; None if it is none."""
+        mark = mark_of(pid) if self.live else 0
+        for _ in range(BIRTH_LOOKS if mark else 0):
+            known = {it["pid"]: process for process in self.live.values() if (it := process.leader or process.start)}
+            for leader in (*map(int, stat_fields(pid)[3:4]), mark & (1 << PID_BITS) - 1):
+                if leader in known:
+                    return known[leader]
+            if len(known) == len(self.live):
+                break
+            await asyncio.sleep(POLL_WATCHED_S)  # the fork server has not told of it yet
+        return None
 
     def watch_over(self, process: Process) -> None:
         self.live[process.stem] = process
@@ -12913,9 +12965,14 @@ class Runner:
                 process.timeout_s = job.get("timeout") or self.settings["load_timeout_s"]
                 directory = tempfile.mkdtemp(prefix=".load-", dir=self.folder)  # where nobody tidies up meanwhile
                 process.directory, process.room = directory, Room.of(self.store, job["pipeline"])
+                process.scope = "admin" if job["kind"] == "agent" else "read"  # the agent is the daemon's
                 try:
                     self.watch_over(process)
-                    about = {"folder": folder, "entry": entry, "directory": directory} | process.room.document()
+                    about: Json = {"folder": folder, "entry": entry, "directory": directory}
+                    about |= process.room.document()
+                    if process.scope != "admin" and (way := process.room.way(None, job.get("directory"))) is not None:
+                        about |= {"files": [], "run_id": process.stem, "attempt": 1, "memos": None, "old_memos": None}
+                        job |= {"executor": way, "environment": None}
                     self.starter.send(about | job, process)
                     await process.closed.wait()
                 except asyncio.CancelledError:
@@ -13850,7 +13907,7 @@ class Plan:
 
 
 # --- 34. Namespaces -----------------------------------------------------------------------
-# Owns what a team has for itself: its secrets, connections and variables.  Calls Store.
+# Owns what a team has for itself: secrets, connections, variables, and where its code runs.  Calls Store.
 # Promises that a run gets nothing of another namespace, and of the daemon only what its own was allowed.
 
 
@@ -13858,7 +13915,9 @@ class Room:
     """What a namespace gives its runs."""
 
     def __init__(self, home: str, settings: Json, namespace: Json) -> None:
-        name, options = namespace["name"], namespace["options"]
+        self.name = name = namespace["name"]
+        self.options = options = namespace["options"]
+        self.home, self.executors = home, settings["executors"]
         is_default = name == DEFAULT_NAMESPACE
         self.variables = None if is_default else options["variables"]
         #: Where their secrets are: a folder, and the variables of the daemon.
@@ -13870,15 +13929,91 @@ class Room:
     @classmethod
     def of(cls, store: Store, name: str) -> Room:
         """Returns the room of a pipeline's runs; a name that ends with `/` is that of a namespace."""
-        namespace = namespace_of(name)
-        usual = {"name": namespace, "options": NAMESPACE_OPTIONS}
-        return cls(
-            store.home, store.settings, usual if namespace == DEFAULT_NAMESPACE else store.ask.namespace(namespace)
-        )
+        return cls(store.home, store.settings, store.ask.namespace(namespace_of(name)))
+
+    def way(self, chosen: str | None, directory: str | None) -> Json | None:
+        """Returns how a job gets to where its code runs: the *chosen* executor, or the only one; None for here.
+
+        A system user is such a way too, by which it begins in its *directory*, if it has one.
+        """
+        if user := self.options["user"]:
+            process = as_user(user, prepare_place(self.home, self.name, user), self.options["variables"])
+            way = EXECUTOR_DEFAULTS | {"name": f"user {user}", "command": [], "process": process}
+            if directory is not None:
+                way["directory"] = give_directory(os.path.realpath(directory), process["user"], process["group"])
+            return way
+        if not (name := self.options["executor"] or chosen):
+            return None
+        if name not in self.executors:
+            raise NotFound(f"there is no executor '{name}' in tau.toml any more")
+        return {"name": name, **self.executors[name]}
 
     def document(self) -> Json:
         """What a job says of it."""
         return {"secrets": self.secrets[0], "connections": self.connections, "variables": self.variables}
+
+
+def as_user(user: str, folder: str, variables: Collection[str]) -> Json:
+    """Returns what has subprocess start a command as a system user, who finds Python and only these variables.
+
+    BadRequest if there is no such user, or we may not become it.
+    """
+    try:
+        about = pwd.getpwnam(user)
+    except KeyError:
+        raise BadRequest(f"this machine has no user '{user[:WORD_MAX]}'", "useradd --system NAME makes one") from None
+    if os.geteuid() != 0 or about.pw_uid == 0:
+        hint = 'without root: [executors.NAME] command = ["sudo", "-nu", "USER"], and --executor NAME'
+        raise BadRequest(f"only a taud that is root can run processes as '{user}', who must not be root", hint)
+    environ = {**allowed_environment({*USUAL_ENVIRONMENT, *variables} - {"TAU_HOME"})}
+    environ |= {"HOME": folder, "TMPDIR": folder}
+    environ["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), environ.get("PATH", os.defpath)))
+    groups = os.getgrouplist(user, about.pw_gid)
+    ids = {"user": about.pw_uid, "group": about.pw_gid, "extra_groups": groups, "umask": 0o077}
+    return {"cwd": folder, "env": environ, **ids}
+
+
+def prepare_place(home: str, namespace: str, user: str) -> str:
+    """Makes the place of a namespace with a system user, where a link in the home leads; returns the user's part of it.
+
+    What root opens there by its name is in directories that the user cannot change.
+    """
+    about, place, link = pwd.getpwnam(user), user_place(home, namespace), data_directory(home, f"{namespace}/")
+    give_directory(os.path.dirname(place), 0, 0, 0o711)
+    for path in (place, os.path.join(place, "data")):
+        give_directory(path, 0, about.pw_gid, 0o710)
+    if not os.path.islink(link := os.path.dirname(link)):
+        remove_tree(link)
+        make_directory(os.path.dirname(link))
+        os.symlink(place, link)
+    return give_directory(os.path.join(place, "own"), about.pw_uid, about.pw_gid)
+
+
+def give_directory(path: str, user: int, group: int, mode: int = 0o700) -> str:
+    """Makes a directory, if there is none, and gives it to a user."""
+    make_directory(path)
+    os.chown(path, user, group, follow_symlinks=False)
+    os.chmod(path, mode)
+    return path
+
+
+def check_user(home: str, namespace: str, user: str) -> None:
+    """Raises BadRequest unless the code of a namespace can run as a system user here: what is lacking?"""
+    process = as_user(user, os.sep, ())
+    data = data_directory(home, f"{namespace}/")
+    owners = {os.lstat(os.path.join(data, name)).st_uid for name in names_below(data)}
+    if owners - {process["user"]}:
+        raise BadRequest(f"{data} has data that is not of user '{user}'", f"move it away, or chown it to {user}")
+    place = process["cwd"] = prepare_place(home, namespace, user)
+    words = ("python3", "-c", "import os, sys; os.stat(sys.argv[1]); assert sys.version_info > (3, 11)", place)
+    hint = "let others pass through the directories above both: TAU_HOME=/var/lib/tau, and the system's python3"
+    try:
+        said = subprocess.run(words, capture_output=True, check=False, text=True, errors="replace", **process).stderr
+    except OSError as problem:
+        said = f"{problem.strerror}: {problem.filename}"
+    if said:
+        said = said.strip().rpartition("\n")[2][:WORD_MAX]
+        raise BadRequest(f"user '{user}' does not reach {place} with Python 3.11 or newer: {said}", hint)
 
 
 # --- 35. Retention ------------------------------------------------------------------------
@@ -14683,8 +14818,9 @@ class Store:
         if (wrong := mismatch(options["params"], params, "params")) is not None:
             same = (old := origin.get("retry_of")) and shell_line("tau", "retry", old, "--version", "same")
             raise BadRequest(str(wrong), same or wrong.hint or shell_line("tau", "show", name))
-        if origin.get("executor") is not None:
-            demand_executor(origin["executor"], self.settings["executors"], options.get("environment"))
+        if (chosen := origin.get("executor")) is not None:
+            own = self.sql.namespace(namespace_of(name))["options"]
+            demand_executor(chosen, self.settings["executors"], options.get("environment"), own)
         most = self.settings["max_queued"]
         if self.sql.totals()["queued"] >= most:
             hint = "wait, or raise [scheduler] max_queued; `tau status` shows the queue"
@@ -14707,8 +14843,15 @@ class Store:
             self.sql.put("namespaces", {"name": name, "options": {}, "created_at": self.now(), "day_runs": 0})
         before = self.sql.namespace(name)["options"]
         after = before | without_none(given)
-        if after["executor"]:
-            demand_executor(after["executor"], self.settings["executors"], None)
+        environments = "SELECT max(json_extract(options, '$.environment')) FROM live WHERE {} = ?"
+        needed = self.sql.value(environments.format(NAMESPACE_OF.format("pipeline")), name)
+        demand_executor(None, self.settings["executors"], needed, after)
+        if after["user"] and (after["executor"] or name == DEFAULT_NAMESPACE):
+            why = "the default namespace, and one with an executor, cannot have a user"
+            raise BadRequest(why, "make another namespace for the user")
+        same = "SELECT name FROM namespaces WHERE json_extract(options, '$.user') = ? AND name != ?"
+        if after["user"] and (other := self.sql.value(same, after["user"], name)):
+            raise Conflict(f"'{after['user']}' is the user of namespace '{other}'", "choose a user of its own")
         for connection in after["connections"]:
             if connection and connection not in self.settings["connections"]:
                 hint = did_you_mean(
@@ -17305,7 +17448,8 @@ def outpost(folder: str, job: Json) -> None:
     lock_file(folder, wait=False)  # until we end, if the file system has locks
     remove_left(folder)
     prepare_interpreter()
-    own = {"memos": "memos", "old_memos": "old_memos", "directory": "data", "folder": "files", "journal": "run"}
+    own = {"memos": "memos", "old_memos": "old_memos", "folder": "files", "journal": "run"}
+    own["directory"] = job["executor"].get("directory", "data")
     job |= {key: os.path.join(folder, name) for key, name in own.items()}
     method = "spawn" if sys.platform == "darwin" else "fork"
     job |= {"host": socket.gethostname(), "method": method, "umask": os.umask(0o077)}
@@ -17466,10 +17610,14 @@ def relay(job: Json, born: str | None) -> int:
     journal.write(start_record(job, born) | {"executor": job["executor"]["name"]})
     words = command_words(job)
     errors = os.open(job["journal"] + ".stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    process = job["executor"].get("process", {})
+    if process:  # a user of this machine
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+        limit_process({}, job.get("group"))
     try:
         parcel = make_parcel(job, journal)
         pipe, output = subprocess.PIPE, journal.descriptor
-        command = subprocess.Popen(words, stdin=pipe, stdout=output, stderr=errors, process_group=0)
+        command = subprocess.Popen(words, stdin=pipe, stdout=output, stderr=errors, process_group=0, **process)
     except OSError as problem:
         os.write(errors, f"tau: cannot run {words[0]}: {problem.strerror}: {problem.filename}\n".encode())
         return 127
@@ -17486,7 +17634,7 @@ def command_words(job: Json) -> list[str]:
     executor, names = job["executor"], re.compile(r"\{(run_id|pipeline|attempt)\}")
     words = [names.sub(lambda name: str(job[name[1]]), word) for word in executor["command"]]
     python = [executor["python"], "-c", BOOTSTRAP]
-    if os.path.basename(words[0]) != "ssh":
+    if not words or os.path.basename(words[0]) != "ssh":
         return words + python
     # ssh joins its words for a shell.  A shared connection would end with this run, for others too.
     return [words[0], "-o", "ControlMaster=no", *words[1:], *map(shlex.quote, python)]
@@ -17610,6 +17758,8 @@ class Relay:
 
 #: Descendants of a subreaper whose parent dies become its children, even in another session.
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+#: No setuid file has an effect any more, for us and all below us.
+PR_SET_NO_NEW_PRIVS = 38
 #: With this score (of 1000) the kernel kills runs before the daemon when memory runs out.
 OOM_PATH, OOM_SCORE = "/proc/self/oom_score_adj", 500
 
