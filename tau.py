@@ -4631,14 +4631,15 @@ def env_add(
     cert_key_file  key of that certificate
 
         tau env add production https://tau.example.com --api-key-file ~/tau.key
-        tau env add staging https://staging.example.com - < key
+        tau env add team https://tau.example.com - --namespace acme < key
     """
     check_name(name, *ENVIRONMENT_NAME)
     Address(host)  # BadRequest if it is not an address
     if key not in (None, "-") or (key and api_key_file):
         raise BadRequest("a key is not a word of a command: others could see it", "give `-` and the key on stdin")
     files = {"ca_file": ca_file, "cert_file": cert_file, "cert_key_file": cert_key_file, "api_key_file": api_key_file}
-    table = {"host": host} | {at: os.path.abspath(os.path.expanduser(path)) for at, path in files.items() if path}
+    table = without_empty({"host": host, "namespace": desk[0]["namespace"]})
+    table |= {at: os.path.abspath(os.path.expanduser(path)) for at, path in files.items() if path}
     if api_key_file:
         read_key_file(table["api_key_file"], "give the path of the file that holds the key")
     if key:
@@ -8654,7 +8655,7 @@ SHAPES = """
     open: address scope expires_at opened?:flag;
     key_facts: name scope pipelines:text* created_at expires_at; key_revoke,env_remove: name changed;
     env_list: environments:{name host key in_use}* daemon:{env:text? host:text? from:text? error?:text} file:text;
-    env_show: name host api_key? api_key_file? ca_file? cert_file? cert_key_file? in_use;
+    env_show: name host namespace? api_key? api_key_file? ca_file? cert_file? cert_key_file? in_use;
     env_use: name:text? host:text? changed overridden_by?; env_add: name host key changed;
 
     claim: incident pipeline claimed_by:text? claimed_until:time?; heal: &healing pipeline verdict files?:object*

@@ -236,6 +236,23 @@ def test_what_was_added_is_changed_chosen_and_removed(home: Tau) -> None:
     assert home("env", "use")["changed"] is False
 
 
+def test_the_namespace_is_that_of_the_flag_the_variable_or_the_environment(fresh: Tau) -> None:
+    for name in ("acme", "beta", "gamma"):
+        fresh("namespace", "create", name)
+    here = f"unix://{fresh.home}/tau.sock"
+    fresh("env", "add", "team", here, "--namespace", "acme")
+    assert fresh("env", "show", "team")["namespace"] == "acme"
+
+    def meant(*words: str, **more: str) -> str:
+        return str(fresh(*words, "namespace", "show", **more)["name"])
+
+    assert meant() == "default"
+    assert meant("--env", "team") == "acme"
+    assert meant("--env", "team", TAU_NAMESPACE="beta") == "beta"
+    assert meant("--env", "team", "--namespace", "gamma", TAU_NAMESPACE="beta") == "gamma"
+    assert fresh("--namespace", "nobody", "namespace", "show", exit=3)["code"] == "not_found"
+
+
 def test_unknown_environments_are_named_with_the_nearest(home: Tau) -> None:
     write_file(home, '[production]\nhost = "https://a"\n')
     for words in (["--env", "prodution", "status"], ["env", "show", "prodution"], ["env", "use", "prodution"]):
