@@ -289,6 +289,10 @@ NAMESPACE_OPTIONS |= {
     "connections": [],
     "variables": [],
 }
+#: The quotas at which new runs are refused; at the others they wait.
+REFUSING = ("max_queued", "runs_per_day", "disk_bytes")
+#: At this share of such a quota there is an event.
+NEAR = 0.8
 #: Whether the agent may mend a pipeline by itself; else the settings say it.
 HEALS = ("auto", "never")
 #: What the store calls the pause of healing.
@@ -306,6 +310,7 @@ EVENT_TYPES = (
     *("tick.fired", "tick.skipped", "tick.missed", "tick.dropped", "schedule.changed", "schedule.broken"),
     *("pipeline.deployed", "pipeline.rolled_back", "pipeline.undeployed", "pipeline.paused", "pipeline.resumed"),
     "probation.failed",
+    "quota.near",
     *("scheduler.gap", "clock.unset", "clock.set_back", "daemon.stopping", "retention.forced"),
     *("store.copied", "store.pruned", "store.restored", "notify.failed", *SECRET_EVENTS),
     *("claim.begun", "claim.ended", "heal.began", *(f"heal.{verdict}" for verdict in VERDICTS)),
@@ -522,6 +527,10 @@ class QueueFull(TauError, code="queue_full", number=-32007, exit=5, retryable=Tr
     """Too many runs are waiting."""
 
 
+class OverQuota(TauError, code="quota", number=-32012, exit=5, retryable=True):
+    """The namespace has used up a quota; `limit`, `used` and `resets_at` say which and until when, if that is known."""
+
+
 class StorageFull(TauError, code="storage_full", number=-32008, exit=5, retryable=True):
     """The disk has no room; nothing was recorded."""
 
@@ -679,6 +688,8 @@ APPLICATION_ID = 0x74617531
 
 #: SQL: the namespace of the pipeline that a column names.
 NAMESPACE_OF = "iif(instr({0}, '/') = 0, 'default', substr({0}, 1, instr({0}, '/') - 1))"
+#: SQL: the condition that a run `r` is of a namespace.
+OF_NAMESPACE = NAMESPACE_OF.format("r.pipeline") + " = ?"
 #: Migration n brings a database from user_version n to n + 1.  Never edit a released one.
 MIGRATIONS = (
     """
@@ -946,6 +957,13 @@ MIGRATIONS = (
         UPDATE totals SET runs = runs - 1
             WHERE namespace = {NAMESPACE_OF.format("old.pipeline")} AND status = old.status;
     END;
+
+    -- A run of another priority than the usual one waits as if it had this id.  Each namespace has a queue of its own.
+    ALTER TABLE runs ADD COLUMN rank TEXT;
+    DROP INDEX runs_queued;
+    CREATE INDEX runs_queued ON runs ({NAMESPACE_OF.format("pipeline")}, coalesce(rank, run_id))
+        WHERE status = 'queued';
+    CREATE INDEX runs_due ON runs ({NAMESPACE_OF.format("pipeline")}, retry_at, run_id) WHERE status = 'retrying';
     """,
 )
 
@@ -1302,9 +1320,10 @@ VALUES: dict[str, Json | str] = {
     "pipeline": "name:pipeline_name function:line params:object description:line tags:line* schedule:line?"
     " every:amount? start:line? end:line? timezone:line? timeout:amount? retries:count retry_delay:amount"
     " retry_backoff:amount retry_delay_max:amount? retry_jitter:amount retry_on:line*? queue_timeout:amount?"
-    " memory:amount? max_concurrent:count? overlap:overlap misfire:misfire catchup_window:amount jitter:amount"
-    " after:upstream_name* pause_after_failures:count? expect_success_within:amount? executor:line?"
-    " drift:drifts samples:flag expose:flag heal:heals? warm:flag? imports:imports? line:count?",
+    " memory:amount? max_concurrent:count? priority:count? overlap:overlap misfire:misfire"
+    " catchup_window:amount jitter:amount after:upstream_name* pause_after_failures:count?"
+    " expect_success_within:amount? executor:line? drift:drifts samples:flag expose:flag"
+    " heal:heals? warm:flag? imports:imports? line:count?",
     "imports": "modules:line* cold:line?",
     "scan": "missing_imports:line*",
     # What `tau peek` shows.
@@ -7165,6 +7184,10 @@ def find_blockers(call: Call, schedule: Json, upstream: list[Json]) -> Iterator[
         yield {"by": "overlap", "overlap": overlap, "run_ids": active[:TICKS_SHOWN]}
     if (queued := call.ask.totals()["queued"]) >= call.daemon.settings["max_queued"]:
         yield {"by": "queue full", "queued": queued, "hint": "tau status"}
+    namespace = ask.namespace(namespace_of(name))
+    for quota in call.daemon.store.quotas(ask, namespace):
+        if quota["used"] >= quota["limit"]:
+            yield {"by": "quota", **quota, "hint": shell_line("tau", "namespace", "show", namespace["name"])}
     if (most := options.get("max_concurrent")) is not None and ask.live_runs(name) >= most:
         yield {"by": "max_concurrent", "max_concurrent": most, "hint": shell_line("tau", "runs", name)}
     if waiting := [row["pipeline"] for row in upstream if row["run_id"] is None]:
@@ -7608,10 +7631,10 @@ def namespace_show(call: Call, name: NamespaceName | None = None) -> Json:
         tau namespace show --namespace acme
     """
     row = call.ask.namespace((call.caller.within(name, call.ask) if name else call.caller).home)
-    counts = call.ask.totals(row["name"])
-    today = row["day_runs"] if row["day"] == rfc3339(time.time())[:10] else 0
-    used = pick(counts, "running", "retrying", "queued") | {"runs_today": today}
-    return {"name": row["name"], "created_at": row["created_at"], **row["options"], "used": used}
+    store = call.daemon.store
+    store.disk[row["name"]] = disk_used(store.home, call.ask, row["name"])
+    about = {"name": row["name"], "created_at": row["created_at"], **row["options"]}
+    return about | {"used": store.used(call.ask, row)}
 
 
 @admin
@@ -8539,8 +8562,9 @@ SHAPES = """
     error: code:text message hint retryable reason?:text kind? type? file? line? source_line?:text? frames?:frame*
         cause?:cause? facts? include? previously?:text% live?:integer diff? versions? log?:text* field?
         supported?:text* requested? risks?:risk* status? error?:failure? claimed_by?:text claimed_until?:time
-        bound?:text rehearsal?:rehearsal pipeline? rounds?:integer hypothesis?:text? files?:object* deployed?:flag
-        refused?:error;
+        bound?:text &quota? rehearsal?:rehearsal pipeline? rounds?:integer hypothesis?:text? files?:object*
+        deployed?:flag refused?:error;
+    quota: quota limit:integer used:integer resets_at;
     warning: message hint?; truncated: shown total get at_least?; listed: total truncated? hint?;
 
     run: run_id pipeline version status trigger executor attempt params key scheduled_for queued_at started_at
@@ -8610,7 +8634,7 @@ SHAPES = """
     why: pipeline answer asked_at tick:decision held:blocker* next:{tick:time? local:text? moved:flag?}
         schedule:timing upstream:{pipeline run_id:text?}* downstream recent:decision*;
     blocker: by reason? hint? paused_at? actor? all? overlap? run_ids?:text* queued?:integer max_concurrent?:integer
-        waiting_for?:text*;
+        waiting_for?:text* &quota?;
     decision: scheduled_for decision decided_at? status? last_run?:{run_id trigger status}? before?:decision?
         &decided;
     decided: trigger? moved? reason? message? from? ticks?:integer at_least? cause?:{what from until} run_id?;
@@ -8645,8 +8669,7 @@ SHAPES = """
     secret_list: secrets:{name found:text? used_by:text* namespace}* &listed;
     namespace_create,namespace_set: name changed &may_have;
     namespace_list: namespaces:{name created_at &may_have}* &listed;
-    namespace_show: name created_at &may_have used:{running:integer retrying:integer queued:integer
-        runs_today:integer};
+    namespace_show: name created_at &may_have used:integer%;
     namespace_remove: name removed_runs:integer;
     may_have: weight:integer max_running:integer max_queued:integer runs_per_day:integer disk_bytes:integer
         memory_bytes:integer executor:text user connections:text* variables:text*;
@@ -8684,7 +8707,7 @@ SHAPES = """
     schedule.broken: message; pipeline.deployed: version sha256;
     pipeline.rolled_back: version previous:integer incident? type? message? run_id? probation?:integer
         reopened?:text*;
-    probation.failed: incident type message run_id probation:integer problem hint;
+    quota.near: &quota; probation.failed: incident type message run_id probation:integer problem hint;
     pipeline.undeployed: cancelled_runs:integer; pipeline.paused,heal.paused: reason:text;
     pipeline.resumed,heal.resumed: ;
     scheduler.gap: cause from until seconds; clock.unset: shows:time; clock.set_back: from to:time seconds;
@@ -8981,6 +9004,8 @@ def announce(ready: Json, words: Sequence[str]) -> bool:
 
 
 LOOK_AFTER_S = 5.0
+#: From one measurement of what namespaces take of the disk to the next, and how long one may take.
+WEIGH_EVERY_S, WEIGH_S = 60.0, 600.0
 
 
 class Daemon:
@@ -9040,6 +9065,7 @@ class Daemon:
             repeat(self.retention.watch, pause=PRUNE_EVERY_S)
             repeat(self.scheduler.watch, pause=ALIVE_S)
             repeat(self.look_after, pause=LOOK_AFTER_S)
+            repeat(self.weigh, pause=WEIGH_EVERY_S)
             repeat(self.heal_open, pause=HEAL_EVERY_S)
             repeat(self.manager.ping, pause=self.manager.ping_s or DAY_S)
             self.listeners.start()
@@ -9085,6 +9111,14 @@ class Daemon:
         for pid in self.orphans & before:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
+
+    async def weigh(self) -> None:
+        """Measures what those namespaces take of the disk that have a quota for it."""
+        store, bounds = self.store, OPERATIONS["namespace_show"].bounds | {"seconds": WEIGH_S}
+        for row in map(store.ask.namespace, store.ask.namespaces(None)):
+            if row["options"]["disk_bytes"]:
+                used = functools.partial(lambda name, db: disk_used(self.home, Questions(db), name), row["name"])
+                store.disk[row["name"]] = await asyncio.to_thread(store.database.read_beside, Budget(bounds), used)
 
     async def heal_open(self) -> None:
         """Heals what may be healed by itself, by commands of its own, and waits for them."""
@@ -10844,13 +10878,17 @@ def without_data(error: Json) -> Json:
 
 
 def held_by(call: Call, run_id: str) -> str | None:
-    """Returns what keeps a queued run waiting: the limit of its pipeline, or that of the daemon."""
+    """Returns what keeps a queued run waiting: a limit of its pipeline, of its namespace or of the daemon."""
     run, slots = call.ask.run(run_id), call.daemon.settings["max_concurrent"]
     if run["status"] != "queued":
         return None
-    most = call.ask.version(run["pipeline"], run["version"])["options"].get("max_concurrent")
-    if most is not None and call.ask.live_runs(run["pipeline"]) >= most:
+    options = call.ask.version(run["pipeline"], run["version"])["options"]
+    if (most := options.get("max_concurrent")) is not None and call.ask.live_runs(run["pipeline"]) >= most:
         return f"max_concurrent={most}"
+    for it in call.daemon.store.quotas(call.ask, call.ask.namespace(namespace_of(run["pipeline"]))):
+        memory = (options.get("memory") or call.daemon.settings["memory_bytes"]) if it["quota"] == "memory_bytes" else 1
+        if it["quota"] not in REFUSING and it["used"] + memory > it["limit"]:
+            return f"namespace {it['quota']}={it['limit']}"
     return f"[scheduler] max_concurrent={slots}" if call.ask.totals()["running"] >= slots else None
 
 
@@ -12414,10 +12452,10 @@ class Scheduler:
         """Admits runs as far as there are slots; returns their jobs, and when anything is due next."""
         if self.runner.paused:
             return [], None
-        runs = self.store.sql.totals()
-        free = self.store.settings["max_concurrent"] - runs["running"]
-        wanted = free > 0 and runs["queued"] + runs["retrying"]
-        jobs = self.store.admit(free, self.runner.starter.server) if wanted else []
+        teams = self.store.look()
+        free = self.store.settings["max_concurrent"] - sum(team["running"] for team in teams.values())
+        wanted = free > 0 and any(team["queued"] or team["due"] for team in teams.values())
+        jobs = self.store.admit(free, self.runner.starter.server, teams) if wanted else []
         return jobs, self.agenda.next_due(self.clock.time())
 
     def settled(self, decided: Any, admitted: Any) -> tuple[list[str], list[Json]]:
@@ -13429,7 +13467,7 @@ class Agenda:
 
         A schedule of the command line that no longer fits is held: it must not prevent a deployment.
         """
-        self.sql.namespace(namespace_of(pipelines[0]["name"]))
+        memory = self.sql.namespace(namespace_of(pipelines[0]["name"]))["options"]["memory_bytes"]
         live = self.sql.live_version(pipelines[0]["name"]) or 0
         if expect not in (None, live):
             message = f"{f'version {live}' if live else 'no version'} of '{pipelines[0]['name']}' is live, not {expect}"
@@ -13437,6 +13475,7 @@ class Agenda:
         self.check_chains(pipelines, caller)
         for pipeline in pipelines:
             name = pipeline["name"]
+            demand_memory(name, pipeline.get("memory") or self.store.settings["memory_bytes"], memory)
             commands = [self.command(name, cron), *([{}] if cron is None else [])]
             faults = [self.fault(name, pipeline, command) for command in commands]
             if all(faults):
@@ -13626,7 +13665,7 @@ class Agenda:
             about = {"scheduled_for": tick, "retry_of": latest and latest["run_id"]}
             try:
                 run_id, _, _ = self.store.add_run(name, params, None, "backfill", actor, **about)
-            except QueueFull:
+            except (QueueFull, OverQuota):
                 if not made:
                     raise
                 break
@@ -14015,6 +14054,49 @@ def check_user(home: str, namespace: str, user: str) -> None:
     if said:
         said = said.strip().rpartition("\n")[2][:WORD_MAX]
         raise BadRequest(f"user '{user}' does not reach {place} with Python 3.11 or newer: {said}", hint)
+
+
+def disk_used(home: str, ask: Questions, namespace: str) -> int:
+    """Returns the bytes that a namespace takes of the disk: its data, memos, journals, sources and rows."""
+    data = data_directory(home, full_name("", namespace))
+    places = [data if namespace == DEFAULT_NAMESPACE else os.path.dirname(data)]
+    for folder in (os.path.join(home, "memos"), os.path.join(home, "runs")):
+        own = (name for name in names_below(folder) if namespace_of(ask.owner(name.partition(".")[0])) == namespace)
+        places += (os.path.join(folder, name) for name in own)
+    return sum(map(tree_bytes, places)) + int(ask.value(ROW_BYTES, namespace=namespace))
+
+
+def tree_bytes(path: str) -> int:
+    """Returns what a file, or a directory with all below it, takes of the disk."""
+    below = (os.path.join(at, name) for at, folders, files in os.walk(path) for name in (*folders, *files))
+    taken = 0
+    for each in (path, *below):
+        with contextlib.suppress(OSError):  # it is gone meanwhile
+            taken += os.lstat(each).st_blocks * 512
+    return taken
+
+
+#: Table → its texts that may be long.
+LONG_TEXTS = {
+    "runs": "params || coalesce(result, '') || coalesce(error, '')",
+    "attempts": "coalesce(process, '') || coalesce(error, '')",
+    "logs": "message || coalesce(fields, '')",
+    "steps": "path || coalesce(columns, '') || coalesce(places, '')",
+    "observations": "data",
+    "events": "data",
+}
+ROW_BYTES = f"""
+    WITH own AS MATERIALIZED (
+        SELECT name AS pipeline FROM pipelines WHERE {NAMESPACE_OF.format("name")} = :namespace
+    ), these AS MATERIALIZED (SELECT run_id FROM own JOIN runs USING (pipeline))
+    SELECT (SELECT total(length(content)) FROM sources WHERE sha256 IN (SELECT sha256 FROM own JOIN versions USING
+    (pipeline))) + {{}}
+""".format(
+    " + ".join(
+        f"(SELECT total(length({texts}) + 100) FROM these CROSS JOIN {table} USING (run_id))"
+        for table, texts in LONG_TEXTS.items()
+    )
+)
 
 
 # --- 35. Retention ------------------------------------------------------------------------
@@ -14584,6 +14666,8 @@ class Store:
         self.database = Database(database_path(settings["url"], home), self.metrics.failed)
         self.on_finish: Callable[[str, str, str], None] = lambda pipeline, run_id, status: None  # in the same commit
         self.last_id = 0  # the newest run id as a number: ids never repeat or go back
+        self.shares = Shares()
+        self.disk: dict[str, int] = {}  # namespace → what it took of the disk when that was measured
         # The options of a version, which never change.
         self.options = functools.lru_cache(OPTIONS_KEPT)(lambda name, number: self.sql.version(name, number)["options"])
 
@@ -14826,13 +14910,63 @@ class Store:
         if self.sql.totals()["queued"] >= most:
             hint = "wait, or raise [scheduler] max_queued; `tau status` shows the queue"
             raise QueueFull(f"{most:,} runs are queued already", hint)
+        self.spend(name, options)
         run_id, patience = self.new_id(), options.get("queue_timeout")
         run = {"run_id": run_id, "pipeline": name, "version": version, "status": "queued", "trigger": trigger}
         run |= {"attempt": 1, "params": params, "key": key, "queued_at": self.now()}
+        if steps := (options.get("priority") or USUAL_PRIORITY) - USUAL_PRIORITY:
+            run["rank"] = spell_id(self.last_id + (steps * AGING_MS << ID_SALT_BITS))
         self.sql.put("runs", run | {"expires_at": None if patience is None else self.now(patience)} | origin)
         about = {key: value for key, value in origin.items() if value is not None and key != "upstream"}
         self.event("run.queued", name, run_id, {"version": version, "trigger": trigger} | about, actor)
         return run_id, "queued", False
+
+    def spend(self, name: str, options: Json) -> None:
+        """Counts a run that is about to be queued in the quotas of its namespace; a TauError if they forbid it."""
+        row = self.sql.namespace(namespace_of(name))
+        demand_memory(name, options.get("memory") or self.settings["memory_bytes"], row["options"]["memory_bytes"])
+        if not any(row["options"][quota] for quota in REFUSING):
+            return
+        quotas = {it["quota"]: it for it in self.quotas(self.sql, row) if it["quota"] in REFUSING}
+        for it in quotas.values():
+            if it["used"] >= it["limit"]:
+                message = f"namespace '{row['name']}' has used up {it['quota']}: {it['used']:,} of {it['limit']:,}"
+                raise OverQuota(message, shell_line("tau", "namespace", "show", row["name"]), **it)
+        today = self.now()[:10]
+        for it in quotas.values():
+            if it["used"] + (it["quota"] != "disk_bytes") >= it["limit"] * NEAR:
+                self.tell_near(name, it, today)
+        if "runs_per_day" in quotas:
+            used = quotas["runs_per_day"]["used"] + 1
+            self.sql.set("namespaces", {"name": row["name"]}, day=today, day_runs=used)
+
+    def tell_near(self, name: str, quota: Json, today: str) -> None:
+        """Adds an event about a quota, unless there was one today; *name* is the pipeline of which a run came near."""
+        key, told = f"{namespace_of(name)} {quota['quota']}", self.sql.remembered("near") or {}
+        if told.get(key) != today:
+            self.remember("near", {other: day for other, day in told.items() if day == today} | {key: today})
+            self.event("quota.near", name, None, quota)
+
+    def quotas(self, ask: Questions, namespace: Json) -> list[Json]:
+        """Returns the quotas that a namespace has, with what is used of each."""
+        midnight = rfc3339((self.clock.time() // DAY_S + 1) * DAY_S)
+        return [
+            {"quota": quota, "limit": limit, "used": used, "resets_at": midnight if quota == "runs_per_day" else None}
+            for quota, used in self.used(ask, namespace).items()
+            if (limit := namespace["options"][quota])
+        ]
+
+    def used(self, ask: Questions, namespace: Json) -> Json:
+        """Returns quota → what a namespace uses of it, or would if it had one."""
+        name, now = namespace["name"], self.clock.time()
+        counts, counted = ask.totals(name), namespace["day"] == rfc3339(now)[:10]
+        return {
+            "max_running": counts["running"],
+            "max_queued": counts["queued"],
+            "runs_per_day": namespace["day_runs"] if counted else ask.runs_since(name, now // DAY_S * DAY_S),
+            "disk_bytes": self.disk.get(name, 0),
+            "memory_bytes": ask.memory_used(name, self.settings["memory_bytes"]),
+        }
 
     def save_namespace(self, name: str, given: Json, is_new: bool, actor: str) -> Json:
         """Makes a namespace, or changes what it may have, and returns that; a TauError if there is no such thing."""
@@ -14861,7 +14995,10 @@ class Store:
                 raise BadRequest(f"there is no connection '{connection[:WORD_MAX]}'", hint)
         after |= {key: [*filter(None, after[key])] for key in ("connections", "variables")}
         if after != before or is_new:
-            self.sql.set("namespaces", {"name": name}, options=after)
+            day = (
+                self.sql.namespace(name)["day"] if after["runs_per_day"] else None
+            )  # while there is none nobody counts
+            self.sql.set("namespaces", {"name": name}, options=after, day=day)
             changed = {key: value for key, value in after.items() if is_new or value != before[key]}
             self.event(f"namespace.{'created' if is_new else 'changed'}", None, None, {"name": name} | changed, actor)
         return {"name": name, "changed": after != before or is_new, **after}
@@ -14895,6 +15032,8 @@ class Store:
         for table, column in (("totals", "namespace"), ("namespaces", "name")):
             self.db.execute(f"DELETE FROM {table} WHERE {column} = ?", (name,))
         self.event("namespace.removed", None, None, {"name": name}, actor)
+        for known in (self.shares.taken, self.disk):
+            known.pop(name, None)
 
     def add_key(self, key: Json, actor: str) -> None:
         """Adds a key.  Raises Conflict if a key of this name is not revoked."""
@@ -14951,29 +15090,71 @@ class Store:
 
     # What the runner writes.
 
-    def admit(self, free: int, server: Json) -> list[Json]:
-        """Starts the oldest runs that may begin, at most *free*, and returns their jobs.
+    def look(self) -> dict[str, Json]:
+        """Returns the namespaces that have runs under way, after noting what each has taken until now."""
+        teams = {row["name"]: row for row in self.sql.rows(TEAMS, self.now())}
+        self.shares.look(self.clock.monotonic(), teams)
+        return teams
 
-        Retries come first: within their pipeline's limits they have their place already.
+    def admit(self, free: int, server: Json, teams: dict[str, Json] | None = None) -> list[Json]:
+        """Starts runs that may begin, at most *free*, and returns their jobs."""
+        chosen = self.choose(free, self.look() if teams is None else teams)
+        return [self.begin_attempt(row["run_id"], row["attempt"], server) for row in chosen]
+
+    def choose(self, free: int, teams: dict[str, Json]) -> list[Any]:
+        """Returns the runs to start, at most *free*: each is the next one of the namespace whose turn it is."""
+        crowd = Crowd(self.sql.rows(LIVE_RUNS), self.settings["backfill_concurrent"])
+        active = [team for team in teams.values() if team["queued"] or team["due"]]
+        waiting = {team["name"]: self.within_quotas(team, free, self.queue(team, free, crowd)) for team in active}
+        self.shares.expect(self.sql.values(RUNNING) if len(teams) > 1 else ())
+        chosen: list[Any] = []
+        while waiting and len(chosen) < free:
+            name = self.shares.next(waiting)
+            if (row := next(waiting[name], None)) is None:
+                del waiting[name]
+                self.shares.sit_out(name)
+                continue
+            chosen.append(row)
+            lasts = self.sql.value(LASTS, row["pipeline"]) if len(teams) > 1 else 0.0
+            self.shares.begin(name, row["run_id"], (lasts or 0.0) / 1000)
+        return chosen
+
+    def within_quotas(self, team: Json, free: int, queue: Iterator[Any]) -> Iterator[Any]:
+        """Yields the runs of a queue that the quotas of its namespace let begin now.
+
+        The first one waits for memory: later ones that need less do not pass it.
         """
-        due = "status = 'retrying' AND retry_at <= ? ORDER BY retry_at, run_id LIMIT ?"
-        again = self.sql.rows(f"SELECT run_id, attempt + 1 AS attempt FROM runs WHERE {due}", self.now(), free)
-        fresh = self.admissible(free - len(again)) if len(again) < free else []
-        return [self.begin_attempt(row["run_id"], row["attempt"], server) for row in (*again, *fresh)]
+        quotas, usual = team["options"], self.settings["memory_bytes"]
+        slots = quotas["max_running"] - team["running"] if quotas.get("max_running") else free
+        memory = quotas.get("memory_bytes")
+        left = memory - self.sql.memory_used(team["name"], usual) if memory else 0
+        for row in queue if slots > 0 else ():
+            needs = self.options(row["pipeline"], row["version"]).get("memory") or usual if memory else 0
+            if memory and not 0 < needs <= memory:
+                continue  # it waits for another quota
+            left, slots = left - needs, slots - 1
+            if left < 0:
+                return
+            yield row
+            if slots == 0:
+                return
 
-    def admissible(self, free: int) -> list[Any]:
-        """Returns the oldest queued runs that their pipelines' limits let begin now, at most *free*.
+    def queue(self, team: Json, free: int, crowd: Crowd) -> Iterator[Any]:
+        """Yields the runs of a namespace that their pipelines' limits let begin now; retries have their place already.
 
         It reads only the beginning of the queue.  If too few of these runs may begin, it goes on with the oldest
         run of each other pipeline.
         """
-        crowd = Crowd(self.sql.rows(LIVE_RUNS), self.settings["backfill_concurrent"])
-        waiting = self.db.execute(f"{WAITING} ORDER BY r.run_id LIMIT ?", (free + PASSED_MAX,))
-        chosen = [*itertools.islice(filter(crowd.admit, waiting), free)]
-        if len(chosen) < free and crowd.asked == free + PASSED_MAX:
-            heads = f"{WAITING} AND r.run_id IN ({WAITING_HEADS}) AND r.run_id > ? ORDER BY r.run_id"
-            chosen += itertools.islice(filter(crowd.admit, self.db.execute(heads, (crowd.last,))), free - len(chosen))
-        return chosen
+        name, asked, last = team["name"], 0, ""
+        if team["due"]:
+            yield from self.db.execute(DUE, (name, self.now(), free))
+        for row in self.db.execute(f"{WAITING} ORDER BY {PLACE_IN_QUEUE} LIMIT ?", (name, free + PASSED_MAX)):
+            asked, last = asked + 1, row["place"]
+            if crowd.admit(row):
+                yield row
+        if asked == free + PASSED_MAX:
+            heads = f"{WAITING} AND r.run_id IN ({WAITING_HEADS}) AND place > ? ORDER BY place"
+            yield from filter(crowd.admit, self.db.execute(heads, (name, last)))
 
     def begin_attempt(self, run_id: str, attempt: int, server: Json) -> Json:
         now, stem = self.now(), f"{run_id}.{attempt}"
@@ -15189,6 +15370,14 @@ def error_summary(error: Json | None) -> Json:
     return {"error": pick(error, "kind", "type", "fingerprint") | {"message": error["message"][:500]}}
 
 
+def demand_memory(name: str, memory: int, most: int) -> None:
+    """Raises BadRequest unless a run of a pipeline fits into the memory that its namespace may have, if that is set."""
+    if most and not 0 < memory <= most:
+        wrong = f"may have {memory:,} bytes of memory" if memory else "has no limit of its memory"
+        hint = '@pipeline(memory="512M"), or [limits] memory_bytes for all'
+        raise BadRequest(f"'{name}' {wrong}: its namespace has {most:,} bytes for all its runs", hint)
+
+
 def retry_pause(options: Json, attempt: int, outcome: Outcome) -> float | None:
     """Returns the seconds until a run is tried again; None if it is not."""
     if outcome.status not in FAILURES or attempt > (options.get("retries") or 0):
@@ -15213,7 +15402,6 @@ class Crowd:
     def __init__(self, live: list[Json], backfill_concurrent: int) -> None:
         self.live: collections.Counter[tuple[str, str]] = collections.Counter()
         self.backfill_concurrent = backfill_concurrent
-        self.asked, self.last = 0, ""  # how many runs have asked to join; the id of the last
         for row in live:
             self.join(row, row["runs"])
 
@@ -15223,7 +15411,6 @@ class Crowd:
 
     def admit(self, row: sqlite3.Row) -> bool:
         """Counts a waiting run as live and returns True, if its pipeline's limits allow that."""
-        self.asked, self.last = self.asked + 1, row["run_id"]
         tick_most = None if row["overlap"] == "allow" else 1
         most = {"": row["max_concurrent"], "tick": tick_most, "backfill": self.backfill_concurrent}
         for kind in {row["kind"], ""}:
@@ -15233,6 +15420,60 @@ class Crowd:
         return True
 
 
+class Shares:
+    """Whose turn it is: slot-seconds that each namespace has taken, by its weight, counted while its runs run.
+
+    It begins anew with the daemon.
+    """
+
+    def __init__(self) -> None:
+        self.taken: dict[str, float] = {}
+        self.at = 0.0  # when they were looked at last
+        self.teams: dict[str, Json] = {}  # what there was
+        self.wanting: set[str] = set()  # who had runs to start
+        self.ends: dict[str, tuple[str, float]] = {}  # run → its namespace, and when it is expected to end
+        self.ahead: dict[str, float] = collections.defaultdict(float)  # what they will have taken more until then
+
+    def look(self, now: float, teams: dict[str, Json]) -> None:
+        """Counts what was taken since the last look.  Who comes back has saved nothing up."""
+        for name, team in self.teams.items():
+            self.taken[name] = self.taken.get(name, 0.0) + team["running"] * (now - self.at) / self.weight(name)
+        wanting = {name for name, team in teams.items() if team["queued"] or team["due"]}
+        stayed = [self.taken[name] for name in wanting & self.wanting]
+        least = min(stayed, default=max(self.taken.values(), default=0.0))
+        self.taken |= {name: max(self.taken.get(name, 0.0), least) for name in wanting - self.wanting}
+        self.at, self.teams, self.wanting = now, teams, wanting
+
+    def weight(self, name: str) -> float:
+        return float(self.teams[name]["options"].get("weight", 1))
+
+    def expect(self, running: Collection[str]) -> None:
+        """Forgets what was expected of runs other than these."""
+        self.ends = {run_id: self.ends[run_id] for run_id in running if run_id in self.ends}
+        self.ahead.clear()
+        for name, end in self.ends.values():
+            self.ahead[name] += max(end - self.at, 0.0)
+
+    def next(self, names: Iterable[str]) -> str:
+        """Returns who is to have the next slot: who has none, and then who has taken least."""
+        return min(names, key=self.turn)
+
+    def turn(self, name: str) -> tuple[bool, float]:
+        return self.teams[name]["running"] > 0, self.taken[name] + self.ahead[name] / self.weight(name)
+
+    def sit_out(self, name: str) -> None:
+        """None of its runs may begin: until that changes it saves nothing up."""
+        self.wanting.discard(name)
+
+    def begin(self, name: str, run_id: str, lasts: float) -> None:
+        self.teams[name]["running"] += 1
+        if lasts:
+            self.ends[run_id] = name, self.at + lasts
+            self.ahead[name] += lasts
+
+
+#: A priority is better by one step than that of a run which has waited for so much longer.
+USUAL_PRIORITY, AGING_MS = 3, 600_000
 #: SQL: the limit that a run counts for besides max_concurrent.
 KIND = "CASE trigger WHEN 'schedule' THEN 'tick' WHEN 'catchup' THEN 'tick' WHEN 'backfill' THEN 'backfill' ELSE '' END"
 #: After this many queued runs that may not begin, the oldest run of each pipeline is looked at.
@@ -15241,13 +15482,32 @@ LIVE_RUNS = (
     f"SELECT pipeline, {KIND} AS kind, count(*) AS runs"
     " FROM runs INDEXED BY runs_live WHERE status IN ('running', 'retrying') GROUP BY 1, 2"
 )
+#: SQL: the place of a waiting run `r` among those of its namespace, which is that of its id.
+PLACE_IN_QUEUE = "coalesce(r.rank, r.run_id)"
 WAITING = (
-    f"SELECT r.run_id, r.attempt, r.pipeline, {KIND} AS kind,"
+    f"SELECT r.run_id, r.attempt, r.pipeline, r.version, {PLACE_IN_QUEUE} AS place, {KIND} AS kind,"
     " json_extract(v.options, '$.max_concurrent') AS max_concurrent,"
     " coalesce(json_extract(s.options, '$.overlap'), 'skip') AS overlap FROM runs r"
-    " JOIN live v ON v.pipeline = r.pipeline"
-    " LEFT JOIN schedules s ON s.pipeline = r.pipeline WHERE r.status = 'queued'"
+    " JOIN live v ON v.pipeline = r.pipeline LEFT JOIN schedules s ON s.pipeline = r.pipeline"
+    f" WHERE r.status = 'queued' AND {OF_NAMESPACE}"
 )
+#: Retries of a namespace whose time has come.
+DUE = (
+    "SELECT run_id, attempt + 1 AS attempt, pipeline, version FROM runs r INDEXED BY runs_due"
+    f" WHERE status = 'retrying' AND {OF_NAMESPACE} AND retry_at <= ? ORDER BY retry_at, run_id LIMIT ?"
+)
+RUNNING = "SELECT run_id FROM runs INDEXED BY runs_live WHERE status IN ('running', 'retrying') AND status = 'running'"
+#: How long the last successes of a pipeline took in their last attempts, on average.
+LASTS = """SELECT avg(duration_ms) FROM (SELECT a.duration_ms FROM runs r JOIN attempts a USING (run_id, attempt)
+    WHERE r.pipeline = ? AND r.status = 'success' ORDER BY r.run_id DESC LIMIT 5)"""
+#: The namespaces that have runs under way; `due` says whether a retry's time has come.
+TEAMS = f"""
+    SELECT n.name, n.options, queued, running, retrying > 0 AND EXISTS (SELECT 1 FROM runs r INDEXED BY runs_due
+        WHERE status = 'retrying' AND {NAMESPACE_OF.format("r.pipeline")} = n.name AND retry_at <= ?) AS due FROM (
+        SELECT namespace, total(runs) FILTER (WHERE status = 'queued') AS queued, total(runs) FILTER
+        (WHERE status = 'running') AS running, total(runs) FILTER (WHERE status = 'retrying') AS retrying
+        FROM totals GROUP BY namespace) JOIN namespaces n ON n.name = namespace WHERE queued + running + retrying > 0
+"""
 #: The oldest queued run of each pipeline, found by one step in the index.
 WAITING_HEADS = (
     "WITH RECURSIVE waiting (pipeline) AS ("
@@ -15419,6 +15679,20 @@ class Questions(Sql):
         if row is None:
             raise NotFound(f"no namespace '{name[:WORD_MAX]}'", "`tau namespace list` shows all")
         return row | {"options": NAMESPACE_OPTIONS | row["options"]}
+
+    def memory_used(self, namespace: str, usual: int) -> int:
+        """Returns the sum of the limits of a namespace's running runs; *usual* is that of runs without one."""
+        limits = (
+            "SELECT sum(coalesce(json_extract(v.options, '$.memory'), ?)) FROM runs r INDEXED BY runs_live"
+            " JOIN versions v USING (pipeline, version)"
+            f" WHERE r.status IN ('running', 'retrying') AND r.status = 'running' AND {OF_NAMESPACE}"
+        )
+        return self.value(limits, usual, namespace) or 0
+
+    def runs_since(self, namespace: str, begin: float) -> int:
+        """Returns how many runs of a namespace were queued since an instant."""
+        count = f"SELECT count(*) FROM runs r WHERE run_id >= ? AND {OF_NAMESPACE}"
+        return int(self.value(count, id_at(begin), namespace))
 
     def keys(self, now: str, namespace: str | None) -> list[Json]:
         """Returns the keys of a namespace, or all, without their digests."""
@@ -18230,7 +18504,8 @@ def pipeline(
     retry_delay_max: float | str | None = None, retry_jitter: float = 0.0,
     retry_on: Sequence[type[BaseException] | str] | None = None,
     queue_timeout: float | str | None = None, memory: int | str | None = None, max_concurrent: int | None = None,
-    overlap: str = "skip", misfire: str = "last", catchup_window: float | str = "24h", jitter: float | str = 0.0,
+    priority: int = 3, overlap: str = "skip", misfire: str = "last", catchup_window: float | str = "24h",
+    jitter: float | str = 0.0,
     after: str | Sequence[str] = (), pause_after_failures: int | None = None,
     expect_success_within: float | str | None = None, executor: str | None = None, drift: str = "warn",
     samples: bool = True, expose: bool = False, heal: str | None = None,
@@ -18260,6 +18535,7 @@ def pipeline(
     queue_timeout          end a run that waits longer in the queue
     memory                 the memory of each run: `"512M"`
     max_concurrent         how many of its runs may be live at once
+    priority               1 to 5: each step down to 1 goes before what has waited up to 10 minutes longer
     overlap                when the last tick's run is unfinished: `skip`, `queue`, `cancel_running`, `allow`
     misfire                which missed ticks run: `last`, `skip`, `all`
     catchup_window         how late a missed tick may run
@@ -18361,6 +18637,7 @@ PIPELINE_OPTIONS: dict[str, Json | Callable[[Any], Any]] = {
     "queue_timeout": check_limit,
     "memory": parse_size,
     "max_concurrent": {"type": "integer", "minimum": 1, "maximum": 10_000},
+    "priority": {"type": "integer", "minimum": 1, "maximum": 5},
     "overlap": {"enum": OVERLAPS},
     "misfire": {"enum": MISFIRES},
     "catchup_window": check_seconds,
@@ -22194,7 +22471,7 @@ class Rows(Ready, list["Json"]):
 
     __slots__ = ("columns",)
     #: By identity: asyncio.gather keeps what it waits for in a dict.
-    __hash__ = object.__hash__  # type: ignore[assignment]
+    __hash__ = object.__hash__
 
     def __init__(self, rows: Iterable[Json] = (), columns: Iterable[str] = ()) -> None:
         super().__init__(rows)

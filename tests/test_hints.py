@@ -61,8 +61,8 @@ CASES: dict[str, Case] = {
     "an option of @pipeline of another tool": Case(
         "tau deploy NAME.py",
         "@pipeline knows after, catchup_window, description, drift, end, every, executor, expect_success_within, expose, heal,"
-        " jitter, max_concurrent, memory, misfire, name, overlap, pause_after_failures, queue_timeout, retries, retry_backoff,"
-        " retry_delay, retry_delay_max, retry_jitter, retry_on, samples, schedule, start, tags, timeout, timezone, warm",
+        " jitter, max_concurrent, memory, misfire, name, overlap, pause_after_failures, priority, queue_timeout, retries,"
+        " retry_backoff, retry_delay, retry_delay_max, retry_jitter, retry_on, samples, schedule, start, tags, timeout, timezone, warm",
         text=SIMPLE.replace("@pipeline", "@pipeline(cron='0 6 * * *')"),
         before=(),
     ),
@@ -70,7 +70,7 @@ CASES: dict[str, Case] = {
         "tau deploy NAME.py",
         "did you mean 'retries'? @pipeline knows after, catchup_window, description, drift, end, every, executor,"
         " expect_success_within, expose, heal, jitter, max_concurrent, memory, misfire, name, overlap, pause_after_failures,"
-        " queue_timeout, retries, retry_backoff, retry_delay, retry_delay_max, retry_jitter, retry_on, samples,"
+        " priority, queue_timeout, retries, retry_backoff, retry_delay, retry_delay_max, retry_jitter, retry_on, samples,"
         " schedule, start, tags, timeout, timezone, warm",
         text=SIMPLE.replace("@pipeline", "@pipeline(retrys=2)"),
         before=(),

@@ -997,7 +997,7 @@ class Simulation(World):
 
     def admit(self) -> None:
         """Queued runs begin as far as they may; none of them where it must not."""
-        for row in self.store.admissible(20):
+        for row in self.store.choose(20, self.store.look()):
             name, run_id = row["pipeline"], row["run_id"]
             assert row["overlap"] == "allow" or name not in self.live.values(), name
             self.store.move(run_id, "running")
