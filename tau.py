@@ -22471,7 +22471,8 @@ class Rows(Ready, list["Json"]):
 
     __slots__ = ("columns",)
     #: By identity: asyncio.gather keeps what it waits for in a dict.
-    __hash__ = object.__hash__
+    if not TYPE_CHECKING:
+        __hash__ = object.__hash__
 
     def __init__(self, rows: Iterable[Json] = (), columns: Iterable[str] = ()) -> None:
         super().__init__(rows)
