@@ -11461,15 +11461,17 @@ async def local_caller(peer: Any, group: int | None, runner: Runner) -> Caller:
     if not hasattr(socket, "SO_PEERCRED"):  # macOS: the directory's mode alone guards the socket
         return Caller(pwd.getpwuid(os.geteuid()).pw_name, "admin")
     pid, uid, gid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    if (process := await runner.process_of(pid)) is not None and process.scope != "admin":
-        return Caller(f"run {process.run_id or process.stem}", process.scope, namespace=process.room.name)
     try:
         name = pwd.getpwuid(uid).pw_name
     except KeyError:
         name = str(uid)
-    if uid in (os.geteuid(), 0) or (group is not None and (gid == group or name in grp.getgrgid(group).gr_mem)):
-        return Caller(name, "admin")
-    raise Forbidden("this socket belongs to another user", "see [daemon] group")
+    if uid not in (os.geteuid(), 0):
+        is_in = group is not None and (gid == group or name in grp.getgrgid(group).gr_mem)
+        if not is_in or runner.store.ask.namespaces_of(name):
+            raise Forbidden("this socket belongs to another user", "see [daemon] group")
+    if (process := await runner.process_of(pid)) is not None and process.scope != "admin":
+        return Caller(f"run {process.run_id or process.stem}", process.scope, namespace=process.room.name)
+    return Caller(name, "admin")
 
 
 # --- 28. Deployment -----------------------------------------------------------------------
@@ -11515,7 +11517,8 @@ class Deployment:
         """Returns the pipelines of all entries, or only *name*; raises LoadFailed if there is none."""
         pipelines = []
         for entry in self.entries:
-            if not (rows := await self.ask(entry, {"kind": "load"})):
+            where = full_name(name, self.caller.home) if name else None
+            if not (rows := await self.ask(entry, {"kind": "load", "pipeline": where})):
                 hint = "decorate a function: @pipeline, def hello(ctx): ...; `tau help authoring` shows how"
                 raise LoadFailed(f"{entry} has no @pipeline", hint, kind="load", file=entry)
             origin = [*self.origin, "--name", name] if self.origin and name else self.origin
@@ -11613,8 +11616,8 @@ class Deployment:
 
     async def ask(self, entry: str, job: Json) -> Any:
         """Loads an entry, or scans all files, in a process; returns its result or raises LoadFailed."""
-        job |= {"environment": self.venvs.get(entry), "pipeline": self.trial.get("pipeline", f"{self.caller.home}/")}
-        job["files"] = [*self.sources]
+        where = self.trial.get("pipeline") or job.get("pipeline") or f"{self.caller.home}/"
+        job |= {"environment": self.venvs.get(entry), "pipeline": where, "files": [*self.sources]}
         if self.trial:
             job["rehearsal"] = self.trial["rehearsal"] | {"data": os.path.join(self.folder, "data")}
         outcome = await self.daemon.runner.load(self.folder, entry, job, self.caller.name)
@@ -14022,10 +14025,13 @@ def prepare_place(home: str, namespace: str, user: str) -> str:
     give_directory(os.path.dirname(place), 0, 0, 0o711)
     for path in (place, os.path.join(place, "data")):
         give_directory(path, 0, about.pw_gid, 0o710)
-    if not os.path.islink(link := os.path.dirname(link)):
-        remove_tree(link)
-        make_directory(os.path.dirname(link))
-        os.symlink(place, link)
+    if os.path.realpath(above := os.path.dirname(link)) != place:
+        with contextlib.suppress(OSError):
+            os.unlink(above)  # of a home that was moved
+        for path in filter(os.path.exists, (link, above)):
+            os.rmdir(path)  # it fails if there is data
+        make_directory(os.path.dirname(above))
+        os.symlink(place, above)
     return give_directory(os.path.join(place, "own"), about.pw_uid, about.pw_gid)
 
 
@@ -14040,10 +14046,10 @@ def give_directory(path: str, user: int, group: int, mode: int = 0o700) -> str:
 def check_user(home: str, namespace: str, user: str) -> None:
     """Raises BadRequest unless the code of a namespace can run as a system user here: what is lacking?"""
     process = as_user(user, os.sep, ())
-    data = data_directory(home, f"{namespace}/")
-    owners = {os.lstat(os.path.join(data, name)).st_uid for name in names_below(data)}
-    if owners - {process["user"]}:
-        raise BadRequest(f"{data} has data that is not of user '{user}'", f"move it away, or chown it to {user}")
+    data, ours = data_directory(home, f"{namespace}/"), os.path.join(user_place(home, namespace), "data")
+    paths = [os.path.join(data, name) for name in names_below(data)]
+    if paths and (os.path.realpath(data) != ours or {os.lstat(path).st_uid for path in paths} != {process["user"]}):
+        raise BadRequest(f"{data} has data that is not of user '{user}'", "move it away")
     place = process["cwd"] = prepare_place(home, namespace, user)
     words = ("python3", "-c", "import os, sys; os.stat(sys.argv[1]); assert sys.version_info > (3, 11)", place)
     hint = "let others pass through the directories above both: TAU_HOME=/var/lib/tau, and the system's python3"
@@ -14984,9 +14990,8 @@ class Store:
         if after["user"] and (after["executor"] or name == DEFAULT_NAMESPACE):
             why = "the default namespace, and one with an executor, cannot have a user"
             raise BadRequest(why, "make another namespace for the user")
-        same = "SELECT name FROM namespaces WHERE json_extract(options, '$.user') = ? AND name != ?"
-        if after["user"] and (other := self.sql.value(same, after["user"], name)):
-            raise Conflict(f"'{after['user']}' is the user of namespace '{other}'", "choose a user of its own")
+        if others := {*self.sql.namespaces_of(after["user"])} - {name}:
+            raise Conflict(f"'{after['user']}' is the user of namespace '{min(others)}'", "choose a user of its own")
         for connection in after["connections"]:
             if connection and connection not in self.settings["connections"]:
                 hint = did_you_mean(
@@ -15672,6 +15677,10 @@ class Questions(Sql):
 
     def namespaces(self, only: str | None) -> list[str]:
         return self.values("SELECT name FROM namespaces WHERE coalesce(?, name) = name ORDER BY name", only)
+
+    def namespaces_of(self, user: str) -> list[str]:
+        """Returns the namespaces whose code runs as this system user."""
+        return self.values("SELECT name FROM namespaces WHERE json_extract(options, '$.user') = nullif(?, '')", user)
 
     def namespace(self, name: str) -> Json:
         """Returns a namespace with all its options."""
@@ -17011,6 +17020,7 @@ class ForkServer:
         self.jobs: dict[int, Json] = {}  # leader's pid → its job, until the end record is written
         self.dead: dict[int, Ending] = {}  # pid of an ended leader → the Ending of its process group
         self.orphans: dict[int, Orphan] = {}  # by pid
+        self.users: set[str] = set()  # the ids of users whose code is not trusted
         self.nursery = Nursery(self)
         self.delegated = delegated_group()
         self.oom_counter = oom_counter()
@@ -17072,6 +17082,8 @@ class ForkServer:
             return
         if not self.jobs:  # kills before now were not of our runs
             self.oom_kills = oom_kills(self.oom_counter)
+        if "process" in (job["executor"] or {}):
+            self.users.add(str(job["executor"]["process"]["user"]))
         if self.delegated is not None and job["limits"].get("memory_bytes"):
             job["group"] = make_group(self.delegated, job["stem"], job["limits"]["memory_bytes"])
         self.begin(job, self.nursery.get(job))
@@ -17125,7 +17137,7 @@ class ForkServer:
             children = {int(pid) for pid in peek(f"/proc/self/task/{os.getpid()}/children").split()}
             children -= self.jobs.keys() | self.nursery.pids() | self.nursery.spares()
             ended = {pid for pid in children if os.waitpid(pid, os.WNOHANG)[0]}
-        self.orphans = {pid: self.orphans.get(pid) or Orphan(pid) for pid in children}
+        self.orphans = {pid: self.orphans.get(pid) or Orphan(pid, self.users) for pid in children}
 
     def close_process(self, pid: int) -> None:
         """Reaps a dead leader whose descendants are gone, and writes its end record."""
@@ -17182,8 +17194,11 @@ class ForkServer:
 class Orphan:
     """A process whose parent has ended.  The kernel gives it to the fork server, which ends it with its run."""
 
-    def __init__(self, pid: int) -> None:
-        self.pid, self.leader = pid, mark_of(pid) & (1 << PID_BITS) - 1 or os.getsid(pid)
+    def __init__(self, pid: int, users: Collection[str]) -> None:
+        # Code that is not trusted may forge a mark, to end only with another's run.
+        owner = re.findall(r"^Uid:\t(\d+)", peek(f"/proc/{pid}/status"), re.MULTILINE) if users else []
+        mark = 0 if {*owner} & {*users} else mark_of(pid)
+        self.pid, self.leader = pid, mark & (1 << PID_BITS) - 1 or os.getsid(pid)
         self.ending: Ending | None = None  # set once it is being ended
 
     def end(self, run: Ending | None) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from conftest import Tau, eventually, is_running, make_home, started
 
+import tau as module
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who a socket's peer is")
 #: In a run: what the daemon answers, or the code of its error.
 ASK = """
@@ -138,15 +140,14 @@ def test_all_runs_of_a_namespace_are_on_its_executor(daemon: Tau) -> None:
 USERS = ("games", "news")
 
 
-@pytest.fixture
-def hard() -> Iterator[Tau]:
+def hardened(config: str) -> Iterator[Tau]:
     """A daemon of root with a namespace for each user, whose home is where others may pass by."""
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
     folder = Path(tempfile.mkdtemp(prefix="tau-isolation-"))
     folder.chmod(0o755)
     try:
-        for tau in started(Tau(folder / "home", "[daemon]\nstop_grace_s = 0.5\n" + ELSEWHERE)):
+        for tau in started(Tau(folder / "home", f"[daemon]\nstop_grace_s = 0.5\n{config}\n{ELSEWHERE}")):
             for user in USERS:
                 done = tau.command("namespace", "create", user, "--user", user)
                 if done.exit and "Python 3.11" in done.err:
@@ -156,6 +157,17 @@ def hard() -> Iterator[Tau]:
             shutil.rmtree(f"{tau.home}.namespaces")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def hard() -> Iterator[Tau]:
+    yield from hardened("")
+
+
+@pytest.fixture
+def grouped() -> Iterator[Tau]:
+    """The same, with a socket that is open to a group which one of the users is in."""
+    yield from hardened('group = "games"')
 
 
 def test_a_run_of_a_hard_namespace_works(hard: Tau) -> None:
@@ -291,15 +303,28 @@ def told_names() -> list[str]:
     return re.findall(r'^ {8}"([^"]+)": \(', HOSTILE, re.MULTILINE)
 
 
+def test_a_user_that_is_in_the_group_of_the_socket_is_no_admin(grouped: Tau) -> None:
+    text = """
+@pipeline
+def it(ctx, home):
+    os.environ["TAU_HOME"] = home
+    return [os.access(f"{home}/tau.sock", os.W_OK), ask("list")]
+"""
+    grouped.deploy(ASK + text, "it.py", "--namespace", "games")
+    assert grouped("run", "games/it", "-p", f"home={grouped.home}")["result"] == [True, "forbidden"]
+
+
 STUBBORN = """
-import signal, time
+import resource, signal, time
 
 @pipeline
-def it(ctx, deed):
+def it(ctx, deed, mark=0):
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     pids = [os.getpid()]
     child = "import os, signal, time; os.setsid(); signal.signal(15, signal.SIG_IGN); time.sleep(600)"
+    if mark:
+        resource.setrlimit(10, (mark, resource.RLIM_INFINITY))
     pids.append(subprocess.Popen([sys.executable, "-c", child]).pid)
     ctx.log(" ".join(map(str, pids)))
     while ctx is not None and not os.path.exists("../it/go"):
@@ -323,6 +348,24 @@ def test_a_run_that_will_not_end_is_ended(hard: Tau, deed: str) -> None:
     run = hard("wait", run_id, exit=1)
     assert run["status"] == ("lost" if deed == "kill" else "cancelled"), run
     eventually(lambda: not any(map(is_running, pids)))
+
+
+def test_what_a_run_leaves_cannot_pretend_to_be_of_another(hard: Tau) -> None:
+    """It ends with its run, although it has the mark of one of another namespace that is live."""
+    hard.deploy(ASK + VICTIM, "victim.py", "--namespace", "news")
+    victim = hard("run", "news/victim", "--detach")["run_id"]
+    eventually(lambda: hard.call("logs", run_id=victim)["lines"])
+    (relay,) = (one["pid"] for one in hard.call("status")["processes"] if one.get("run_id") == victim)
+    mark = module.mark_of(relay)
+    assert mark > relay
+    hard.deploy(ASK + STUBBORN, "it.py", "--namespace", "games")
+    run_id = hard("run", "games/it", "--detach", "-p", "deed=kill", "-p", f"mark={mark}")["run_id"]
+    lines = eventually(lambda: hard.call("logs", run_id=run_id)["lines"])
+    pids = [int(pid) for pid in lines[0]["message"].split()]
+    Path(f"{hard.home}.namespaces/games/data/it/go").touch()
+    assert hard("wait", run_id, exit=1)["status"] == "lost"
+    eventually(lambda: not any(map(is_running, pids)))
+    assert hard.call("inspect", run_id=victim)["status"] == "running"
 
 
 def test_a_time_limit_holds_for_a_run_that_stops_who_watches_over_it(hard: Tau) -> None:
