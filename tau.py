@@ -616,6 +616,13 @@ def full_name(word: str, namespace: str) -> str:
     return rest if first == DEFAULT_NAMESPACE else f"{first}/{rest}"
 
 
+def short_name(name: str, namespace: str) -> str:
+    """The word for a whole name in a namespace: what full_name() undoes."""
+    if namespace_of(name) == namespace:
+        return name.rpartition("/")[2]
+    return name if "/" in name else f"{DEFAULT_NAMESPACE}/{name}"
+
+
 def namespace_of(name: str) -> str:
     first, slash, _ = name.partition("/")
     return first if slash else DEFAULT_NAMESPACE
@@ -5239,6 +5246,9 @@ PAINTERS: dict[str, Any] = {
     "environments": "name host key in_use entry dependencies built",
     "keys": "name scope status expires_at used_at pipelines",
     "secrets": "name found used_by",
+    "matrix": "operation asked pipeline pattern run beginning incident cursor chain key secret place recipient letter"
+    " namespace",
+    "leaks": "operation scope given told",
     "versions": "version live deployed_at entry actor reason files lines_added lines_removed runs last_status",
     "attempts": lambda view, rows: view.table(rows, ATTEMPT) if rows[1:] else [],
     "risks": "risk file line what",
@@ -5272,7 +5282,7 @@ PAINTERS: dict[str, Any] = {
 DIFF = {"+": "success", "-": "failed", "@": "dim"}
 #: Command → the keys that a person sees, if not all.
 SHOWN = {"logs": ("lines", "truncated"), "doctor": ("checks",), "why": ("answer", "held", "recent")}
-SHOWN |= {"key_list": ("keys",), "env_list": ("environments", "daemon")}
+SHOWN |= {"key_list": ("keys",), "namespace_audit": ("ok", "matrix", "leaks"), "env_list": ("environments", "daemon")}
 #: Keys of a run's document that its first line has, and those that come last, which are all that is shown of its end.
 HEAD = ("run_id", "pipeline", "version", "status", "duration_ms", "attempt", "trace", "log_lines", "log_dropped")
 LAST = ("result", "error", "cut", "next")
@@ -6097,9 +6107,10 @@ def lineage(call: Call, name: str | None = None, resource: str | None = None, *,
         tau lineage orders
         tau lineage sqlite:////srv/shop.db sales
     """
-    is_pipeline = name is None or (call.ask.is_known(name) and call.caller.sees(name))
+    whole = name and full_name(name, call.caller.home)
+    is_pipeline = whole is None or (call.ask.is_known(whole) and call.caller.sees(whole))
     place = None if is_pipeline else place_of(call, str(name))
-    uses = call.ask.lineage(call.among(), name=name if is_pipeline else None, place=place, resource=resource)
+    uses = call.ask.lineage(call.among(), name=whole if is_pipeline else None, place=place, resource=resource)
     unknown = [use["pipeline"] for use in uses if not use["place"]]
     rows = []
     for _, group in itertools.groupby(uses[len(unknown) :], lambda use: (use["place"], use["resource"].lower())):
@@ -6692,11 +6703,14 @@ async def status(call: Call) -> Json:
     tau status
     tau --home /var/lib/tau status
     """
-    daemon, counts = call.daemon, call.ask.totals(call.caller.namespace)
-    live = daemon.runner.processes()
-    if call.caller.is_limited:
-        live = [row for row in live if row.get("run_id") is None or call.caller.sees(call.ask.owner(row["run_id"]))]
-    disk = os.statvfs(daemon.home)
+    daemon, caller, counts = call.daemon, call.caller, call.ask.totals(call.caller.namespace)
+
+    def is_seen(run_id: str | None) -> bool:
+        return not caller.is_limited or (run_id is not None and caller.sees(call.ask.owner(run_id)))
+
+    live = [row for row in daemon.runner.processes() if "run_id" not in row or is_seen(row["run_id"])]
+    peers = [peer for peer in daemon.connections if caller.namespace in (None, peer.caller and peer.caller.namespace)]
+    disk, latency = os.statvfs(daemon.home), {"count": 0, "p50_ms": None, "p99_ms": None}
     return {
         "pid": os.getpid(),
         "version": __version__,
@@ -6711,17 +6725,17 @@ async def status(call: Call) -> Json:
         "runs": counts,
         "queued": counts["queued"],
         "slots": {"total": daemon.settings["max_concurrent"], "used": counts["running"]},
-        "executors": daemon.runner.elsewhere(commands=call.caller.scope == "admin"),
-        "scheduler": {**call.ask.schedule_counts(), "paused": call.ask.pause("")},
-        "start_latency": daemon.runner.latency(),
+        "executors": daemon.runner.elsewhere(caller.scope == "admin" and not caller.is_limited, is_seen),
+        "scheduler": {**call.ask.schedule_counts(call.among()), "paused": call.ask.pause("")},
+        "start_latency": latency if caller.is_limited else daemon.runner.latency(),
         "missing_secrets": missing_secrets(call),
-        "connections": len(daemon.connections),
-        "strangers": len(daemon.listeners.strangers),
+        "connections": len(peers),
+        "strangers": 0 if caller.is_limited else len(daemon.listeners.strangers),
         "storage": {"free_bytes": disk.f_bavail * disk.f_frsize, "refused_at": daemon.store.database.refused_at},
         "stopping": daemon.stopping,
         "warnings": [*daemon.warnings.values()],
-        "warm": [] if call.caller.is_limited else [omit(row, ("forced",)) for row in daemon.runner.starter.warm],
-        "task_failures": [] if call.caller.is_limited else [*daemon.store.metrics.failures.values()],
+        "warm": [] if caller.is_limited else [omit(row, ("forced",)) for row in daemon.runner.starter.warm],
+        "task_failures": [] if caller.is_limited else [*daemon.store.metrics.failures.values()],
     }
 
 
@@ -7013,11 +7027,11 @@ async def create(
         tau create orders "load in.csv into the shop at six" --places shop
         tau create orders "load in.csv, no price is negative" --deploy
     """
-    check_name(name)
-    healing, asked = agent_settings(call), {"task": "create", "pipeline": name, "intent": intent, "files": {}}
+    check_name(own := name.rpartition("/")[2])
+    healing, asked = agent_settings(call), {"task": "create", "pipeline": own, "intent": intent, "files": {}}
     seen = {place: await peek_(call, place) for place in (places or "").split(",") if place}
     manual = sys.modules[__name__].manual_page("authoring")
-    asked |= {"entry": f"{name}.py", "places": fence(seen), "manual": manual, "rules": CREATE_RULES}
+    asked |= {"entry": f"{own}.py", "places": fence(seen), "manual": manual, "rules": CREATE_RULES}
     secrets = await call.beside(secret_list)
     asked |= {"connections": sorted(Room.of(call.daemon.store, f"{call.caller.home}/").connections)}
     asked |= {"secrets": [row["name"] for row in secrets["secrets"]]}
@@ -7182,8 +7196,8 @@ def find_blockers(call: Call, schedule: Json, upstream: list[Json]) -> Iterator[
             yield {"by": "paused", **pause, "all": not scope, "hint": shell_line("tau", "resume", word)}
     if overlap != "allow" and (active := ask.unfinished_ticks(name)):
         yield {"by": "overlap", "overlap": overlap, "run_ids": active[:TICKS_SHOWN]}
-    if (queued := call.ask.totals()["queued"]) >= call.daemon.settings["max_queued"]:
-        yield {"by": "queue full", "queued": queued, "hint": "tau status"}
+    if call.ask.totals()["queued"] >= (most := call.daemon.settings["max_queued"]):
+        yield {"by": "queue full", "queued": most, "hint": "tau status"}
     namespace = ask.namespace(namespace_of(name))
     for quota in call.daemon.store.quotas(ask, namespace):
         if quota["used"] >= quota["limit"]:
@@ -7662,6 +7676,133 @@ async def namespace_remove(call: Call, name: NamespaceName, *, force: bool = Fal
     return {"name": name, "removed_runs": removed}
 
 
+@admin
+@reads
+async def namespace_audit(call: Call, asks: NamespaceName, owns: NamespaceName) -> Json:
+    """Call every operation as one namespace with the words of another; exit code 1 says that one tells of it.
+
+    asks          the namespace that must learn nothing, with a key of scope operate and with one of scope admin
+    owns          whose pipelines, runs, incidents, keys, secrets, places and recipients it tries; nothing changes
+
+        tau namespace audit acme beta
+        tau namespace audit beta acme --json
+    """
+    call.only_waits()
+    admin, namespaces = call.caller, {name: call.ask.namespace(name)["name"] for name in (asks, owns)}
+    if len(namespaces) < 2:
+        raise BadRequest("a namespace sees what is its own", "choose two namespaces")
+    words, marks = await call.beside(lambda call: words_of(call, owns))
+    own = next(iter(admin.within(asks, call.ask).sift(call.ask.known_names())), "audit")
+    matrix: dict[str, Json] = {}
+    leaks: list[Json] = []
+    for scope, (entry, kind, given, like) in itertools.product(("operate", "admin"), audited_calls(own, words)):
+        caller = Caller(full_name("audit", asks), scope, namespace=asks)
+        told = await told_of(call, caller, entry, given)
+        missing = told if given == like else await told_of(call, caller, entry, like)
+        leaked = [mark for mark in marks if mark in told and mark not in encode_json(given)]
+        is_other = without_words(told, words.get(kind)) != without_words(missing, word_of_nobody(words.get(kind)))
+        is_other |= kind != "asked" and told.startswith(WOULD_WRITE)
+        verdict = "LEAK" if leaked or is_other else "refused" if told.startswith(NOT_TOLD) else "nothing"
+        if verdict == "LEAK":
+            leaks.append({"operation": entry.words, "scope": scope, "given": given, "told": cut_text(told, 500)})
+        row = matrix.setdefault(entry.name, {"operation": entry.words})
+        row[kind] = max(verdict, row.get(kind, verdict), key=("nothing", "refused", "LEAK").index)
+    return {"ok": not leaks, "asks": asks, "owns": owns, "words": words, "matrix": [*matrix.values()], "leaks": leaks}
+
+
+#: Annotation of an argument → the kinds of word that it may be; what no annotation of KINDS tells names nothing.
+WORDS_OF: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("Subject", "list[RunId]", "RunId"), ("pipeline", "pattern", "run", "beginning", "incident")),
+    "PipelineName": ("pipeline", "pattern"),
+    **{kind: (word,) for kind, word in (("KeyName", "key"), ("SecretName", "secret"), ("NamespaceName", "namespace"))},
+    **{kind: (word,) for kind, word in (("Seq", "cursor"), ("list[Json]", "chain"))},
+    "str": ("pipeline", "pattern", "run", "incident", "key", "secret", "place", "recipient", "letter"),
+}
+NAMELESS = (
+    *("int", "float", "bool", "Duration", "Size", "Quota", "Weight", "Limit", "LogLimit", "Bytes", "list[int]"),
+    *("TickLimit", "Json", "Texts", "list[str]", "EnvironmentName", "FilePath"),
+)
+#: Operation that writes and itself leaves out what its caller must not see → arguments with which it changes nothing.
+SPARED: dict[str, Json] = {"check": {"entry": "audit.py"}, "secret_set": {"value": ""}}
+SPARED |= {"deploy": {"dry_run": True, "entry": "audit.py", "schedule": None}, "backup": {"file": "audit"}}
+SPARED |= {"key_create": {"name": "key"}, "secret_remove": {}, "notify_test": {}, "notify_retry": {}}
+CHAINED, NOT_TOLD = "from tau import pipeline\n@pipeline(after=[{}])\ndef audit(ctx): ...\n", "refused: "
+WOULD_WRITE = "it would write: "
+
+
+def words_of(call: Call, namespace: str) -> tuple[Json, list[str]]:
+    """Returns kind → a word that is a namespace's, and all that only an answer of its own may have in it."""
+    ask, folder = call.ask, Room.of(call.daemon.store, f"{namespace}/").secrets[0]
+    names = [name for name in ask.known_names() if namespace_of(name) == namespace]
+    keys = [row["name"] for row in ask.keys("", namespace)]
+    runs, incidents = ask.runs(None, None, LIST_MAX, names)[0], ask.incidents(LIST_MAX, {AMONG: names})[0]
+    recipients = [it.name for it in call.daemon.outbox.recipients.values() if it.caller.namespace == namespace]
+    letter = "SELECT id FROM dead_letters WHERE recipient IN (SELECT value FROM json_each(?))"
+    letters = ask.values(letter, encode_json(recipients))
+    uses = ask.lineage(names, name=None, place=None, resource=None)
+    of = {"pipeline": names, "run": [row["run_id"] for row in runs], "key": keys, "recipient": recipients}
+    of |= {"incident": [row["incident"] for row in incidents], "secret": secrets_below(folder), "letter": letters}
+    of |= {"place": [use["place"] for use in uses if use["place"]], "chain": names, "namespace": [namespace]}
+    words: Json = {kind: some[-1] for kind, some in of.items() if some}
+    words |= {"beginning": words["run"][:-1]} if runs else {}
+    marks = {encode_json(word) for kind in ("pipeline", "namespace", "recipient") for word in of[kind]}
+    marks |= {word for word in itertools.chain(*of.values()) if "/" in word or word in {*of["run"], *of["incident"]}}
+    said = encode_json(schema(call))  # which has many words that a pipeline may have
+    words |= {"pattern": f"{namespace}/*", "cursor": max(ask.last_event() - len(runs), 0)}
+    return words, [mark for mark in marks if mark not in said]
+
+
+def audited_calls(own: str, words: Json) -> Iterator[tuple[Operation, str, Json, Json]]:
+    """Yields each operation, the kind of word that it is given, its arguments, and the same with a word of nobody.
+
+    Without a word the kind is `asked`.  What else an operation needs is *own*, a pipeline of who asks.
+    """
+    for entry in OPERATIONS.values():
+        usual: Json = {"list[RunId]": [own], "list[Json]": [{"path": "audit.py", "text": CHAINED.format("")}]}
+        is_called, harmless = entry.effect == "reads" or entry.name in SPARED, SPARED.get(entry.name, {})
+        kinds = {it.name: it.kind for it in entry.arguments.values()}
+        base = {name: usual.get(kinds[name], own) for name in entry.required()} | harmless
+        if entry.effect != "reads" or not base:
+            yield entry, "asked", base, base
+        for name, argument in entry.arguments.items():
+            is_free = name not in harmless and "enum" not in argument.wanted and argument not in entry.added
+            is_free &= is_called or argument.kind != "str"
+            for kind in WORDS_OF.get(argument.kind, ()) if is_free else ():
+                if kind in words:
+                    like = argued(argument.kind, word_of_nobody(words[kind]))
+                    yield entry, kind, base | {name: argued(argument.kind, words[kind])}, base | {name: like}
+
+
+def argued(kind: str, word: Any) -> Any:
+    """Returns a word as the value of an argument of a kind."""
+    if kind == "list[Json]":
+        return [{"path": "audit.py", "text": CHAINED.format(repr(word))}]
+    return [word] if kind == "list[RunId]" else word
+
+
+def word_of_nobody(word: Any) -> Any:
+    """Returns a word that is like another; a number is everybody's."""
+    return re.sub(r"\w(?=\W*$)", lambda last: "y" if last[0] == "z" else "z", word) if isinstance(word, str) else word
+
+
+def without_words(told: str, word: Any) -> str:
+    """Returns what was told without the word, and without the hint, which may be a word that looks alike."""
+    return told.partition("\n")[0].replace(str(word), "…")
+
+
+async def told_of(call: Call, caller: Caller, entry: Operation, given: Json) -> str:
+    """Returns what a caller is told; an operation that would write is only asked whether it would."""
+    trial = Call(call.connection, caller, None, entry, given)
+    try:
+        caller.check(entry)
+        if entry.effect != "reads" and entry.name not in SPARED:
+            return f"{WOULD_WRITE}{encode_json(see(trial, given))}"
+        trial.arguments = entry.check(given)
+        return (await perform(trial)).decode()
+    except TauError as problem:
+        return f"{NOT_TOLD}{encode_json(omit(problem.to_json(), ('hint',)))}\n{problem.hint}"
+
+
 @sifts
 @admin
 @writes
@@ -7975,14 +8116,19 @@ class Mcp:
     async def list_tools(self, params: Json) -> Json:
         tools = [*map(tool, TOOLS)]
         with contextlib.suppress(TauError):
-            tools += map(pipeline_tool, await self.exposed())
+            tools += itertools.starmap(pipeline_tool, (await self.exposed()).items())
         return {"tools": tools, "ttlMs": LIST_TTL_MS, "cacheScope": "private"}
 
-    async def exposed(self) -> list[Json]:
-        """Returns the pipelines that are tools."""
+    async def exposed(self) -> dict[str, Json]:
+        """Returns tool → the pipeline that it runs; those of another namespace have its name before a dot."""
         try:
             async with asyncio.timeout(DISCOVER_S):
-                return list((await self.ask("list", {"exposed": True, "limit": LIST_MAX}))["pipelines"])
+                rows = (await self.ask("list", {"exposed": True, "limit": LIST_MAX}))["pipelines"]
+                is_shared = any("/" in row["name"] for row in rows)
+                home = (await self.ask("namespace_show", {}))["name"] if is_shared else DEFAULT_NAMESPACE
+                # A name of our own wins over one with a dot that looks the same.
+                rows.sort(key=lambda row: namespace_of(row["name"]) == home)
+                return {RUN_TOOL + short_name(row["name"], home).replace("/", "."): row for row in rows}
         except TimeoutError:
             raise Unavailable("it does not answer in time", "try again") from None
 
@@ -8001,8 +8147,8 @@ class Mcp:
         method = name
         if name in TOOLS:
             given = demand(tool(name)["inputSchema"], given, "arguments", "see the tool's inputSchema")
-        elif any(RUN_TOOL + row["name"] == name for row in await self.exposed()):
-            method, given = "run", {"name": name.removeprefix(RUN_TOOL), "params": given}
+        elif row := (await self.exposed()).get(name):
+            method, given = "run", {"name": row["name"], "params": given}
         else:
             raise NotFound(f"no tool '{name[:WORD_MAX]}'", "tools/list lists all")
         if name not in OPERATIONS and method == name:
@@ -8066,9 +8212,9 @@ def tool(name: str) -> Json:
     )
 
 
-def pipeline_tool(row: Json) -> Json:
+def pipeline_tool(name: str, row: Json) -> Json:
     text = f"Run the pipeline {row['name']}. {spelled(cut_text(row['description'], 300))}".strip()
-    return described(RUN_TOOL + row["name"], text, row["params"], "writes")
+    return described(name, text, row["params"], "writes")
 
 
 def described(name: str, text: str, schema: Json, effect: str) -> Json:
@@ -8688,6 +8834,7 @@ SHAPES = """
     create: pipeline rounds:integer hypothesis:text? files:object* rehearsal:rehearsal deployed:flag version?
         paused?:flag next?;
 
+    namespace_audit: ok:flag asks owns words:any% matrix:text%* leaks:{operation scope given:object told}*;
     notify_list: recipients:{name to events:text* pipelines:text* waiting:integer waiting_since_at failures:integer?
         failing_at next_at problem:text? delivered_at dead_letters:integer}* &listed dead_letters:{&dead_letter
         pipeline:text? at:time next}*;
@@ -9217,22 +9364,30 @@ class Daemon:
             reasons.append("the store cannot be written")
         return reasons
 
-    def figures(self) -> Iterator[str]:
-        counts, disk = self.store.ask.totals(), os.statvfs(self.home)
+    def figures(self, caller: Caller) -> Iterator[str]:
+        """Yields the page for Prometheus: of all, or of a key only what its namespace does."""
+        ask, disk, names = self.store.ask, os.statvfs(self.home), self.store.ask.namespaces(caller.namespace)
+        counts = {f'namespace="{name}"': ask.totals(name) for name in names}
+        pipelines = collections.Counter(f'namespace="{namespace_of(name)}"' for name in ask.live_names())
         info = f'tau_info{{version="{__version__}",protocol="{PROTOCOL}"}} 1'
         yield family("tau_info", "gauge", "What serves.", info)
-        runs = [f'tau_runs{{status="{status}"}} {count}' for status, count in counts.items()]
+        runs = [f'tau_runs{{{of},status="{it}"}} {some[it]}' for of, some in counts.items() for it in some]
         yield family("tau_runs", "gauge", "Runs in the store.", *runs)
-        yield family("tau_queue_length", "gauge", "Runs that wait.", counts["queued"])
+        waiting = [f"tau_queue_length{{{of}}} {some['queued']}" for of, some in counts.items()]
+        yield family("tau_queue_length", "gauge", "Runs that wait.", *waiting)
         yield family("tau_slots", "gauge", "Runs that may go on at the same time.", self.settings["max_concurrent"])
-        yield family("tau_slots_used", "gauge", "Runs that go on.", counts["running"])
-        yield family("tau_pipelines", "gauge", "Pipelines deployed.", self.store.ask.pipeline_count())
+        used = [f"tau_slots_used{{{of}}} {some['running']}" for of, some in counts.items()]
+        yield family("tau_slots_used", "gauge", "Runs that go on.", *used)
+        deployed = [f"tau_pipelines{{{of}}} {pipelines[of]}" for of in counts]
+        yield family("tau_pipelines", "gauge", "Pipelines deployed.", *deployed)
+        yield from self.store.metrics.families(caller.namespace)
+        if caller.namespace is not None:
+            return
         yield family("tau_connections", "gauge", "Connections open.", len(self.connections))
         yield family("tau_database_bytes", "gauge", "Size of the store's file.", self.store.ask.file_bytes())
         yield family("tau_disk_free_bytes", "gauge", "Room where everything is kept.", disk.f_bavail * disk.f_frsize)
         yield family("tau_uptime_seconds", "gauge", "Time since taud began.", round(time.time() - self.started, 1))
         yield family("tau_auth_failures_total", "counter", "Wrong keys.", self.keys.failures)
-        yield from self.store.metrics.families()
         yield from process_figures()
 
     async def wind_up(self, drain: float, cancel: bool) -> None:
@@ -10233,7 +10388,7 @@ class Exchange:
         peer.last |= peer.caller is None  # a stranger has one request
         if write is not None:
             head.demand("GET", "HEAD")
-            status, text = write(peer.daemon)
+            status, text = write(peer.daemon, peer.caller)
             self.respond(text.encode("utf-8"), kind, status)
         elif head.path in ("/rpc", "/mcp"):
             head.demand("POST")
@@ -10368,19 +10523,19 @@ class Head:
             raise Unreadable(f"{self.path} is read without a body")
 
 
-def readiness(daemon: Daemon) -> tuple[int, str]:
+def readiness(daemon: Daemon, _: Caller | None) -> tuple[int, str]:
     reasons = daemon.obstacles()
     return 503 if reasons else 200, "\n".join(reasons or ["ready"]) + "\n"
 
 
 #: What browsers ask for: see `Dashboard`.
 BROWSED = ("/", "/login", "/logout", "/who", "/ask", "/stream")
-PLAIN = "text/plain; charset=utf-8"
+PLAIN, FIGURES = "text/plain; charset=utf-8", "text/plain; version=0.0.4; charset=utf-8"
 #: Path of a page → whether strangers may see it, its content type, and what writes it.
-PAGES: dict[str, tuple[bool, str, Callable[[Daemon], tuple[int, str]]]] = {
-    "/healthz": (True, PLAIN, lambda daemon: (200, "ok\n")),
+PAGES: dict[str, tuple[bool, str, Callable[[Daemon, Any], tuple[int, str]]]] = {
+    "/healthz": (True, PLAIN, lambda daemon, _: (200, "ok\n")),
     "/readyz": (True, PLAIN, readiness),
-    "/metrics": (False, "text/plain; version=0.0.4; charset=utf-8", lambda daemon: (200, "".join(daemon.figures()))),
+    "/metrics": (False, FIGURES, lambda daemon, caller: (200, "".join(daemon.figures(caller)))),
 }
 
 
@@ -11391,6 +11546,9 @@ def see(call: Call, arguments: Json) -> Json:
         raise Forbidden(f"'{caller.name}' is for {caller.reach} only", SEEN_HINT)
     words = {name: subject_of(call, kind, arguments[name]) for name, kind in kinds.items() if kind in SUBJECTS}
     keys = {name: full_name(arguments[name], caller.home) for name, kind in kinds.items() if kind == "KeyName"}
+    for name, key in keys.items():
+        if caller.namespace not in (None, namespace_of(key)):
+            raise NotFound(f"no key named '{arguments[name][:WORD_MAX]}'", "`tau key list` shows all")
     return arguments | words | keys
 
 
@@ -11638,16 +11796,14 @@ CLASHES_MAX = 3
 
 def rehearsal_of(call: Call, name: str | None, like: str | None) -> Json:
     """Returns the job of a rehearsal: what a run had, the state of today, and what the last success has used."""
-    home = call.daemon.home
-    about: Json = {"places": None, "secrets": None, "home": home}
-    about["data"] = os.path.realpath(data_directory(home, name or ""))
+    about: Json = {"places": None, "secrets": None, "home": call.daemon.home}
+    about["data"] = os.path.realpath(data_directory(call.daemon.home, name or ""))
     job: Json = {"timeout": REHEARSAL_S, "version": 0, "params": {}, "upstream": {}}
     if like is not None:
         (job,) = call.ask.rows(JOB, like)
-        upstream = {
-            it: call.ask.row("SELECT run_id, result FROM runs WHERE run_id = ?", job["upstream"][it])
-            for it in job["upstream"] or {}
-        }
+        home, upstream = namespace_of(job["pipeline"]), job["upstream"] or {}
+        ended = "SELECT run_id, result FROM runs WHERE run_id = ?"
+        upstream = {short_name(it, home): call.ask.row(ended, run) for it, run in upstream.items()}
         success = "SELECT run_id, duration_ms FROM runs WHERE pipeline = ? AND status = 'success'"
         last = call.ask.row(f"{success} ORDER BY run_id DESC LIMIT 1", name) or {"run_id": like, "duration_ms": 0}
         steps = call.ask.rows("SELECT places FROM steps WHERE run_id = ? AND places IS NOT NULL", last["run_id"])
@@ -11757,6 +11913,7 @@ def visible_sources(call: Call, digest: str) -> Sources:
     """Returns the files of a version, without the entries of pipelines that the caller does not see."""
     sources = call.ask.sources(digest)
     shared = call.ask.rows("SELECT DISTINCT pipeline, entry FROM versions WHERE sha256 = ?", digest)
+    shared = [row for row in shared if call.caller.namespace in (None, namespace_of(row["pipeline"]))]
     seen = {row["entry"] for row in shared if call.caller.sees(row["pipeline"])}
     for hidden in {row["entry"] for row in shared} - seen:
         del sources[hidden]
@@ -13270,8 +13427,8 @@ class Runner:
                 rows.append({**about, "run_id": process.run_id, **where})
         return rows
 
-    def elsewhere(self, commands: bool) -> Json:
-        names = [process.executor for process in self.live.values()]
+    def elsewhere(self, commands: bool, is_seen: Callable[[str | None], bool]) -> Json:
+        names = [process.executor for process in self.live.values() if is_seen(process.run_id)]
         return {
             name: (pick(executor, "command") if commands else {}) | {"live": names.count(name)}
             for name, executor in self.settings["executors"].items()
@@ -14714,7 +14871,9 @@ class Store:
         """Adds an event to the ledger, in the transaction of the change; *tick* is what the event decides about."""
         self.database.touched |= {LEDGER, run_id or LEDGER}
         now = self.clock.time()
-        self.metrics.fact(type_name, data, now - instant_of(tick) if tick and type_name == "tick.fired" else None)
+        self.metrics.fact(
+            type_name, pipeline, data, now - instant_of(tick) if tick and type_name == "tick.fired" else None
+        )
         event = {"at": rfc3339(now), "type": type_name, "pipeline": pipeline, "run_id": run_id, "data": data}
         reason = cut_text(actor.reason, 500) if isinstance(actor, Actor) and actor.reason else None
         self.sql.put("events", event | {"actor": actor, "reason": reason, "scheduled_for": tick})
@@ -15184,7 +15343,7 @@ class Store:
     def job(self, run_id: str, attempt: int, stem: str) -> Json:
         (job,) = self.sql.rows(JOB, run_id)
         if runs := job.pop("upstream"):
-            self.write_upstream(stem, runs)
+            self.write_upstream(stem, {short_name(name, namespace_of(job["pipeline"])): runs[name] for name in runs})
         return {"kind": "run", "stem": stem, "run_id": run_id, "attempt": attempt, **job}
 
     def write_upstream(self, stem: str, runs: Json) -> None:
@@ -15550,11 +15709,14 @@ class Questions(Sql):
             origin = self.version(name, None)["options"].get("origin")
             hint = shell_line("tau", "deploy", *origin) if origin else "`tau deploy FILE.py` brings it back"
             return NotFound(f"pipeline '{name}' was undeployed", hint)
-        ahead = self.values("SELECT pipeline FROM live WHERE pipeline >= ? ORDER BY pipeline LIMIT 100", name)
-        behind = self.values("SELECT pipeline FROM live WHERE pipeline < ? ORDER BY pipeline DESC LIMIT 100", name)
-        near = [other for other in (*ahead, *behind) if namespace_of(other) == namespace_of(name)]
-        hint = did_you_mean(name, near, "`tau list` shows all")
+        beside = f"SELECT pipeline FROM live WHERE {NAMESPACE_OF.format('pipeline')} = ? AND pipeline"
+        ahead = self.values(f"{beside} >= ? ORDER BY pipeline LIMIT 100", namespace_of(name), name)
+        behind = self.values(f"{beside} < ? ORDER BY pipeline DESC LIMIT 100", namespace_of(name), name)
+        hint = did_you_mean(name, (*ahead, *behind), "`tau list` shows all")
         return NotFound(f"no pipeline named '{name[:WORD_MAX]}'", hint)
+
+    def live_names(self) -> list[str]:
+        return self.values("SELECT pipeline FROM live")
 
     def known_names(self) -> list[str]:
         return self.values("SELECT name FROM pipelines ORDER BY name")
@@ -16021,8 +16183,9 @@ class Questions(Sql):
         row = self.row("SELECT data FROM memory WHERE name = ?", name)
         return row and row["data"]
 
-    def schedule_counts(self) -> Json:
-        return self.rows("SELECT count(*) AS schedules, min(due_at) AS next_at FROM schedules WHERE due_at > ''")[0]
+    def schedule_counts(self, among: list[str] | None) -> Json:
+        condition, values = where({"due_at > ''": (), AMONG: among})
+        return self.rows(f"SELECT count(*) AS schedules, min(due_at) AS next_at FROM schedules{condition}", *values)[0]
 
     def chains(self, name: str) -> tuple[list[Json], list[str]]:
         """Returns the upstream, each with a success that is not followed yet, and the downstream."""
@@ -16868,7 +17031,7 @@ def build_commands(path: str, needed: list[str]) -> list[list[str]]:
 # Owns what is counted since the daemon began, and the page on which Prometheus reads it.
 # Calls nothing of its part.
 # Promises the text format 0.0.4 (prometheus.io/docs/instrumenting/exposition_formats), seconds and bytes as units,
-# and no label whose values a pipeline's author or a client chooses.
+# and no label whose values a pipeline's author or a client chooses: admins choose the names of namespaces.
 
 
 class Histogram:
@@ -16922,7 +17085,8 @@ class Metrics:
         self.tallies = {
             name: {"": Histogram(bounds)} if bounds == SLOW else {} for name, (_, bounds) in FAMILIES.items()
         }
-        self.tallies["tau_runs_finished_total"] = {f'status="{status}"': Histogram(()) for status in FINAL}
+        usual = {f'namespace="{DEFAULT_NAMESPACE}",status="{status}"': Histogram(()) for status in FINAL}
+        self.tallies["tau_runs_finished_total"] = usual
         self.failures: dict[str, Json] = {}  # part of the daemon → how often it failed, when last and why
 
     def add(self, name: str, seconds: float = 0.0, labels: str = "", times: int = 1) -> None:
@@ -16947,21 +17111,25 @@ class Metrics:
         if code:
             self.add("tau_request_errors_total", labels=f'method="{method}",code="{code}"')
 
-    def fact(self, type_name: str, data: Json, late: float | None) -> None:
-        """Counts an event of the ledger; *late* is how long after its tick a run was queued."""
+    def fact(self, type_name: str, name: str | None, data: Json, late: float | None) -> None:
+        """Counts an event of the ledger, of a pipeline; *late* is how long after its tick a run was queued."""
         self.add("tau_events_total", labels=f'type="{type_name}"')
         if type_name == "run.finished":
-            self.add("tau_runs_finished_total", labels=f'status="{data["status"]}"')
+            labels = f'namespace="{namespace_of(name or "")}",status="{data["status"]}"'
+            self.add("tau_runs_finished_total", labels=labels)
             if data["duration_ms"] is not None:
                 self.add("tau_run_duration_seconds", data["duration_ms"] / 1000)
         if late is not None:
             self.add("tau_schedule_lateness_seconds", max(late, 0.0))
 
-    def families(self) -> Iterator[str]:
+    def families(self, namespace: str | None) -> Iterator[str]:
+        """Yields all families, or of a namespace those that tell namespaces apart."""
         for name, (meaning, bounds) in FAMILIES.items():
-            tallies = sorted(self.tallies[name].items())
-            samples = (line for labels, tally in tallies for line in tally.lines(name, labels))
-            yield family(name, "histogram" if bounds else "counter", meaning, *samples)
+            own = "" if namespace is None else f'namespace="{namespace}"'
+            tallies = sorted((labels, tally) for labels, tally in self.tallies[name].items() if own in labels)
+            samples = [line for labels, tally in tallies for line in tally.lines(name, labels)]
+            if samples or not own:
+                yield family(name, "histogram" if bounds else "counter", meaning, *samples)
 
 
 def family(name: str, kind: str, meaning: str, *samples: str | float) -> str:

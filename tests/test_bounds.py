@@ -310,7 +310,7 @@ def test_no_text_takes_more_than_linear_time(name: str) -> None:
 
 
 #: What has patterns that go through a text once, or see few characters of it.
-SHORT = {"spell_field", "cron_hint", "Operation", "Connection", "risk_of", "Dashboard"}
+SHORT = {"spell_field", "word_of_nobody", "cron_hint", "Operation", "Connection", "risk_of", "Dashboard"}
 #: What reads only what the owner of the daemon has written, or a program that they have chosen.
 TRUSTED = {
     "pack",

@@ -181,9 +181,9 @@ def test_metrics_count_what_happens(web: Tau) -> None:
     def more(name: str) -> float:
         return after[name] - before.get(name, 0.0)
 
-    assert more('tau_runs_finished_total{status="success"}') == 1
-    assert more('tau_runs_finished_total{status="failed"}') == 1
-    assert more('tau_runs{status="success"}') == 1
+    assert more('tau_runs_finished_total{namespace="default",status="success"}') == 1
+    assert more('tau_runs_finished_total{namespace="default",status="failed"}') == 1
+    assert more('tau_runs{namespace="default",status="success"}') == 1
     assert more("tau_run_duration_seconds_count") == 2
     assert more("tau_run_wait_seconds_count") == 2
     assert more('tau_run_duration_seconds_bucket{le="+Inf"}') == 2

@@ -92,6 +92,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "namespace_list": {},
     "namespace_show": {},
     "namespace_remove": {"name": "other"},
+    "namespace_audit": {"asks": "acme", "owns": "other"},
     "key_create": {"name": "another"},
     "notify_list": {},
     "notify_test": {"name": "agent"},
@@ -177,6 +178,7 @@ def test_what_operators_and_admins_may_do_is_one_table() -> None:
     assert {name for name, scope in scopes.items() if scope == "admin"} == {
         *("prune", "backup", "shutdown", "key_create", "key_list", "key_revoke", "secret_set", "secret_remove"),
         *("notify_test", "notify_retry", "namespace_create", "namespace_set", "namespace_remove"),
+        "namespace_audit",
     }
     assert all(scope == "operate" for name, scope in scopes.items() if name in ("deploy", "run", "undeploy", "pause"))
 
@@ -579,6 +581,7 @@ def test_how_executors_are_reached_is_for_admins(home: Tau) -> None:
     done = start(home)
     host = json.loads(done.stdout)["addresses"][1]
     keys = {scope: home("key", "create", scope, "--scope", scope)["key"] for scope in ("read", "admin")}
+    keys["daemon"] = (home.home / "key").read_text().strip()
     told = {scope: home("--host", host, "status", TAU_API_KEY=key)["executors"] for scope, key in keys.items()}
-    assert told["admin"] == {"far": {"command": ["env", "TOKEN=hidden"], "live": 0}}
-    assert told["read"] == {"far": {"live": 0}}
+    assert told["daemon"] == {"far": {"command": ["env", "TOKEN=hidden"], "live": 0}}
+    assert told["read"] == told["admin"] == {"far": {"live": 0}}  # an admin of a namespace is none of the daemon

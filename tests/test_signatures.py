@@ -14,7 +14,7 @@ from conftest import PATIENCE_S, Tau, python
 
 import tau as module
 
-NAMES = "deploy rollback versions check undeploy list lineage show code peek run try wait retry cancel runs inspect diff logs errors events state status watch calendar schedule claim heal create ticks why backfill pause resume version shutdown prune backup schema secret_set secret_remove secret_list open namespace_create namespace_set namespace_list namespace_show namespace_remove key_create key_list key_revoke notify_list notify_test notify_retry".split()
+NAMES = "deploy rollback versions check undeploy list lineage show code peek run try wait retry cancel runs inspect diff logs errors events state status watch calendar schedule claim heal create ticks why backfill pause resume version shutdown prune backup schema secret_set secret_remove secret_list open namespace_create namespace_set namespace_list namespace_show namespace_remove namespace_audit key_create key_list key_revoke notify_list notify_test notify_retry".split()
 LOCAL = [
     "init",
     "doctor",
@@ -147,7 +147,7 @@ ENDS["diff"] = (0, 3)  # there may be one version
 ENDS["events"] = (0, 8)  # nothing may be new
 ENDS["open"] = (5,)  # there is no TCP port
 ENDS |= dict.fromkeys(
-    ("namespace_create", "namespace_remove", "key_create", "key_revoke"), (0, 2, 3)
+    ("namespace_create", "namespace_remove", "namespace_audit", "key_create", "key_revoke"), (0, 2, 3)
 )  # there is no executor and no namespace
 ENDS |= {"claim": (3,), "heal": (2,), "create": (2,)}  # there is no incident and no agent
 ENDS |= dict.fromkeys(("notify_test", "notify_retry"), (3,))  # there is no recipient
