@@ -7697,8 +7697,8 @@ async def namespace_audit(call: Call, asks: NamespaceName, owns: NamespaceName) 
     leaks: list[Json] = []
     for scope, (entry, kind, given, like) in itertools.product(("operate", "admin"), audited_calls(own, words)):
         caller = Caller(full_name("audit", asks), scope, namespace=asks)
-        told = await told_of(call, caller, entry, given)
-        missing = told if given == like else await told_of(call, caller, entry, like)
+        told = await heard_by(call, caller, entry, given)
+        missing = told if given == like else await heard_by(call, caller, entry, like)
         leaked = [mark for mark in marks if mark in told and mark not in encode_json(given)]
         is_other = without_words(told, words.get(kind)) != without_words(missing, word_of_nobody(words.get(kind)))
         is_other |= kind != "asked" and told.startswith(WOULD_WRITE)
@@ -7790,7 +7790,7 @@ def without_words(told: str, word: Any) -> str:
     return told.partition("\n")[0].replace(str(word), "…")
 
 
-async def told_of(call: Call, caller: Caller, entry: Operation, given: Json) -> str:
+async def heard_by(call: Call, caller: Caller, entry: Operation, given: Json) -> str:
     """Returns what a caller is told; an operation that would write is only asked whether it would."""
     trial = Call(call.connection, caller, None, entry, given)
     try:
