@@ -2416,7 +2416,8 @@ EXECUTOR_DEFAULTS = {"python": "python3", "lost_after_s": 60.0, "has_dependencie
 EXECUTOR_HINT = '[executors.worker1] command = ["ssh", "worker1"]'
 #: A recipient of notifications has a URL or a command.
 NOTIFY_KEYS: Json = {
-    **dict.fromkeys(("url", "secret", "namespace"), WORD),
+    **dict.fromkeys(("url", "secret"), WORD),
+    "namespace": {"type": "string"},
     "command": EXECUTOR_KEYS["command"],
     **dict.fromkeys(("events", "pipelines"), STRINGS),
     "format": {"enum": ["json", "slack"]},
@@ -2425,6 +2426,7 @@ NOTIFY_KEYS: Json = {
 NOTIFY_DEFAULTS: Json = {
     "events": ["incident.*", "heal.escalated", "heal.exhausted"],
     "pipelines": [],
+    "namespace": "",
     "format": "json",
 }
 NOTIFY_DEFAULTS |= dict.fromkeys(("data", "private", "redirects"), False)
@@ -10568,7 +10570,7 @@ class Recipient:
             raise BadRequest(f"[notify.{name}] must have either url or command", NOTIFY_HINT)
         types = types_seen(Caller(name, "admin"), ",".join(table["events"]))
         self.types = [kind for kind in types if not kind.startswith("notify.")]  # a message about messages never ends
-        scope, namespace = "operate" if table["data"] else "read", table.get("namespace")
+        scope, namespace = "operate" if table["data"] else "read", table["namespace"] or None
         self.caller = Caller(f"notify.{name}", scope, table["pipelines"], namespace=namespace)
         self.seen = 0  # none of the events up to here is for it; its row may say less
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 import textwrap
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -395,6 +397,7 @@ def test_an_attempt_of_an_older_daemon_has_names_of_secrets_only(
 ) -> None:
     monkeypatch.setenv("A_KEY", "hidden-value")
     process = module.Process(str(tmp_path), "stem", "r", 1, {})
+    process.room = SimpleNamespace(secrets=(str(tmp_path), os.environ))
     state = {
         "position": dict(module.NOWHERE),
         "process": {"server": {}, "secrets": kept},

@@ -311,7 +311,7 @@ def test_operators_look_at_connections_and_at_the_lineage_of_what_they_see(shop:
         "operates": (prices, raw, lake),
         "operates_loads": (prices, raw, lake),
         "operates_others": (prices,),
-        "administers": (prices, raw, lake, other),
+        "administers": (prices, raw, lake),  # a namespace, not the daemon
     }
     for name, words in keys.items():
         key = key_for(shop, name, *words)

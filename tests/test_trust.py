@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau, eventually, make_home, running
+from conftest import PATIENCE_S, Tau, eventually, make_home, running
 from strange import GOOD
 from test_keys import ask, key_for
 from test_records import journal_of, line_of
@@ -144,9 +146,14 @@ def test_a_diff_of_many_files_ends_when_it_is_long_enough() -> None:
 
 
 def test_looks_at_what_hangs_hold_up_no_deployment(net: Tau) -> None:
-    keys = [key_for(net, f"looks{number}", "--scope", "admin") for number in range(3)]
+    keys = [key_for(net, f"looks{number}") for number in range(3)]
     with socket.create_server(("127.0.0.1", 0)) as hanging, contextlib.ExitStack() as stack:
-        words = ("peek", f"http://127.0.0.1:{hanging.getsockname()[1]}/a.json")
+        hanging.settimeout(PATIENCE_S)
+        config = net.home / "tau.toml"
+        url = f"http://127.0.0.1:{hanging.getsockname()[1]}/a.json"
+        config.write_text(f'{config.read_text()}[connections.hanging]\nurl = "{url}"\n')
+        os.kill(net.pid(), signal.SIGHUP)
+        words = ("peek", "hanging")
         looks = [threading.Thread(target=net.command, args=words, kwargs={"TAU_API_KEY": key}) for key in keys * 2]
         for look in looks:
             look.start()
