@@ -424,7 +424,7 @@ class Wire:
 @contextmanager
 def served(made: Tau, *words: str, code: str = "", files: int = 0) -> Iterator[subprocess.Popen[str]]:
     """A daemon in the foreground, after some *code* has been run in its process; with so many descriptors at most."""
-    program = f"import resource, sys, tau\n{code}\n"
+    program = f"import resource, sys, tau\ntau.taud  # loads what *code* may change\n{code}\n"
     if files:
         program += f"resource.setrlimit(resource.RLIMIT_NOFILE, ({files}, {files}))\n"
     command = [*python("taud")[:-1], program + "sys.exit(tau.taud())", *words]

@@ -419,7 +419,7 @@ def test_a_session_ends_when_it_is_idle_and_when_it_is_old() -> None:
 
 
 def test_a_key_has_few_sessions_and_takes_none_from_others() -> None:
-    with served(made := open_home(), code="tau.taud; tau.Dashboard; tau.SESSIONS_MAX = 2"):
+    with served(made := open_home(), code="tau.Dashboard; tau.SESSIONS_MAX = 2"):
         other = Browser(made)
         other.log_in(word=word_of(made))
         key, browsers = key_for(made, "many"), [Browser(made) for _ in range(4)]
