@@ -18110,7 +18110,8 @@ def make_parcel(job: Json, journal: Journal) -> bytes:
     if os.path.exists(upstream := job["journal"] + ".upstream"):
         places[upstream] = "run.upstream"
     data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w:gz", compresslevel=1, dereference=True) as archive:
+    form: Json = {"mode": "w"} if "process" in job["executor"] else {"mode": "w:gz", "compresslevel": 1}
+    with tarfile.open(fileobj=data, dereference=True, **form) as archive:
         for path, name in places.items():
             archive.add(path, name)
     parts = (WELCOME, encode(job | {"secrets": secrets_to_send(job)}), data.getvalue())
