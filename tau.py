@@ -344,7 +344,10 @@ RISKS = {
     "limit": "a limit is raised or gone",
     "pipeline": "a pipeline is gone, new or renamed",
     "schedule": "it runs at other times",
-    **{name: f"another `{name}`" for name in ("heal", "expose", "executor", "after", "memory", "drift", "samples")},
+    **{
+        name: f"another `{name}`"
+        for name in ("heal", "expose", "executor", "after", "share", "memory", "drift", "samples")
+    },
     "unreadable": "what this does cannot be read from the source",
     "no_success": "there is no success to compare with",
     "columns": "other columns or kinds of values",
@@ -1328,7 +1331,7 @@ VALUES: dict[str, Json | str] = {
     " every:amount? start:line? end:line? timezone:line? timeout:amount? retries:count retry_delay:amount"
     " retry_backoff:amount retry_delay_max:amount? retry_jitter:amount retry_on:line*? queue_timeout:amount?"
     " memory:amount? max_concurrent:count? priority:count? overlap:overlap misfire:misfire"
-    " catchup_window:amount jitter:amount after:upstream_name* pause_after_failures:count?"
+    " catchup_window:amount jitter:amount after:upstream_name* share:line*? pause_after_failures:count?"
     " expect_success_within:amount? executor:line? drift:drifts samples:flag expose:flag"
     " heal:heals? warm:flag? imports:imports? line:count?",
     "imports": "modules:line* cold:line?",
@@ -6068,7 +6071,8 @@ def list_(call: Call, *, tag: str | None = None, exposed: bool = False, limit: L
     """
     among = [] if exposed and call.caller.scope == "read" else call.among()
     rows, total = call.ask.pipelines(limit, among, tag, exposed)
-    rows = [row | {"upstream": call.caller.sift(row["upstream"])} for row in rows]
+    for row in rows:
+        row["upstream"] = [up["pipeline"] for up in chains_seen(call, row["name"])[0]] if row["upstream"] else []
     return listing(call, "pipelines", rows, total, {"tag": tag, "exposed": exposed})
 
 
@@ -6085,7 +6089,7 @@ def show(call: Call, name: PipelineName) -> Json:
     upstream, document["downstream"] = chains_seen(call, name)
     document["upstream"] = [row["pipeline"] for row in upstream]
     if after := document["options"].get("after"):
-        document["options"]["after"] = call.caller.sift(after)
+        document["options"]["after"] = [it for it in after if it in document["upstream"]]
     if document["last_run"]:
         document["lineage"]["reads"] = document["lineage"]["reads"] or "unknown"
     document["warm"] = call.daemon.runner.starter.warmth(document["options"])
@@ -6094,8 +6098,9 @@ def show(call: Call, name: PipelineName) -> Json:
 
 def chains_seen(call: Call, name: str) -> tuple[list[Json], list[str]]:
     """Returns the upstream and the downstream of a pipeline, as far as the caller sees them."""
-    upstream, downstream = call.ask.chains(name)
-    return [row for row in upstream if call.caller.sees(row["pipeline"])], call.caller.sift(downstream)
+    (upstream, downstream), sees, shares = call.ask.chains(name), call.caller.sees, call.ask.shares
+    after = [row for row in upstream if sees(row["pipeline"]) or shares(row["pipeline"], name)]
+    return after, [it for it in downstream if sees(it) or shares(name, it)]
 
 
 @sifts
@@ -6112,7 +6117,9 @@ def lineage(call: Call, name: str | None = None, resource: str | None = None, *,
     whole = name and full_name(name, call.caller.home)
     is_pipeline = whole is None or (call.ask.is_known(whole) and call.caller.sees(whole))
     place = None if is_pipeline else place_of(call, str(name))
-    uses = call.ask.lineage(call.among(), name=whole if is_pipeline else None, place=place, resource=resource)
+    among = call.among()
+    among = among and [*among, *call.ask.shared_with(among)]
+    uses = call.ask.lineage(among, name=whole if is_pipeline else None, place=place, resource=resource)
     unknown = [use["pipeline"] for use in uses if not use["place"]]
     rows = []
     for _, group in itertools.groupby(uses[len(unknown) :], lambda use: (use["place"], use["resource"].lower())):
@@ -8394,7 +8401,7 @@ def tree_of(name: str) -> Any:
 
 #: Options of @pipeline that say when it runs.
 WHEN = ["schedule", "every", "start", "end", "timezone", "overlap", "misfire", "catchup_window", "jitter", "after"]
-WHEN += ["pause_after_failures", "expect_success_within"]
+WHEN += ["share", "pause_after_failures", "expect_success_within"]
 #: Name of a part of a page → what makes it, from the words after the name: a text, or words and their meanings.
 PARTS: dict[str, Callable[..., str | list[tuple[str, str]]]] = {
     "api": lambda kind, text="summary", *names: [
@@ -12050,7 +12057,7 @@ class Proof:
 # Calls Questions.  Promises that low is only what no rule names, and that what cannot be read is a risk.
 
 #: Risks of what is declared: any change is one.
-DECLARED = ("pipeline", "schedule", "heal", "expose", "executor", "after", "memory", "drift", "samples")
+DECLARED = ("pipeline", "schedule", "heal", "expose", "executor", "after", "share", "memory", "drift", "samples")
 #: Kind of fact → the risk if one is gone, if it is another, if it is new.
 RULES: dict[str, tuple[str | None, str | None, str | None]] = {
     **{kind: (None, kind, kind) for kind in RISKS},
@@ -13909,9 +13916,9 @@ class Agenda:
 
     def follow_chains(self, upstream: str, run_id: str) -> None:
         """After a success, runs each downstream pipeline whose whole upstream has succeeded now."""
-        self.sql.set("chains", {"comes_after": upstream}, run_id=run_id)
         _, downstream = self.sql.chains(upstream)
         for name in downstream:
+            self.sql.set("chains", {"pipeline": name, "comes_after": upstream}, run_id=run_id)
             links, _ = self.sql.chains(name)
             if all(link["run_id"] for link in links):
                 self.sql.set("chains", {"pipeline": name}, run_id=None)
@@ -13939,14 +13946,20 @@ class Agenda:
     def check_chains(self, pipelines: list[Json], caller: Caller | None) -> None:
         """Raises BadRequest if a pipeline comes after an unknown one, or after itself in a circle.
 
-        The message names only pipelines that the caller sees; None is taud itself.
+        One of another namespace that is not shared is as unknown as one that is not there.  The message names only
+        pipelines that the caller sees; None is taud itself.
         """
         after = {pipeline["name"]: pipeline.get("after") or [] for pipeline in pipelines}
         if not any(after.values()):
             return
         live = self.sql.values("SELECT pipeline FROM live")
         known = {*(live if caller is None else caller.sift(live)), *after}
-        for name, upstream in [(name, other) for name, some in after.items() for other in some if other not in known]:
+
+        def may_follow(name: str, other: str) -> bool:
+            is_near = caller is None or namespace_of(name) == namespace_of(other)
+            return (is_near and other in known) or self.sql.shares(other, name)
+
+        for name, upstream in [(name, it) for name, some in after.items() for it in some if not may_follow(name, it)]:
             hint = did_you_mean(upstream, known, f"deploy '{upstream}' first, or with it")
             raise BadRequest(f"'{name}' comes after '{upstream}': no such pipeline", hint)
         sorter = graphlib.TopologicalSorter(after)
@@ -16192,8 +16205,21 @@ class Questions(Sql):
     def chains(self, name: str) -> tuple[list[Json], list[str]]:
         """Returns the upstream, each with a success that is not followed yet, and the downstream."""
         up = "SELECT comes_after AS pipeline, run_id FROM chains WHERE pipeline = ? ORDER BY comes_after"
-        down = "SELECT pipeline FROM chains WHERE comes_after = ? ORDER BY pipeline"
-        return self.rows(up, name), self.values(down, name)
+        down = self.values("SELECT pipeline FROM chains WHERE comes_after = ? ORDER BY pipeline", name)
+        return self.rows(up, name), [
+            it for it in down if namespace_of(it) == namespace_of(name) or self.shares(name, it)
+        ]
+
+    def shares(self, upstream: str, name: str) -> bool:
+        """Whether a pipeline lets one of another namespace follow it."""
+        asks = namespace_of(name)
+        some = () if namespace_of(upstream) == asks else (self.live_options(upstream) or {}).get("share") or ()
+        return not {"*", asks}.isdisjoint(some)
+
+    def shared_with(self, among: list[str]) -> list[str]:
+        """Returns the pipelines of other namespaces that these follow, as both sides say."""
+        rows = self.rows(f"SELECT pipeline, comes_after FROM chains WHERE {AMONG}", encode_json(among))
+        return [row["comes_after"] for row in rows if self.shares(row["comes_after"], row["pipeline"])]
 
     def decision_on(self, name: str, tick: str) -> Json | None:
         """Returns the decision about an instant, if there is one."""
@@ -18692,7 +18718,7 @@ def pipeline(
     queue_timeout: float | str | None = None, memory: int | str | None = None, max_concurrent: int | None = None,
     priority: int = 3, overlap: str = "skip", misfire: str = "last", catchup_window: float | str = "24h",
     jitter: float | str = 0.0,
-    after: str | Sequence[str] = (), pause_after_failures: int | None = None,
+    after: str | Sequence[str] = (), share: str | Sequence[str] = (), pause_after_failures: int | None = None,
     expect_success_within: float | str | None = None, executor: str | None = None, drift: str = "warn",
     samples: bool = True, expose: bool = False, heal: str | None = None,
     warm: bool | None = None,
@@ -18726,7 +18752,8 @@ def pipeline(
     misfire                which missed ticks run: `last`, `skip`, `all`
     catchup_window         how late a missed tick may run
     jitter                 delay ticks by up to this time
-    after                  pipelines that it follows
+    after                  pipelines that it follows; of a namespace that shares them: `beta/orders`
+    share                  namespaces whose pipelines may follow it, and see what it writes; `"*"`: all
     pause_after_failures   pause after so many failed runs in a row
     expect_success_within  report when nothing has succeeded for this long
     executor               another machine: an executor of tau.toml
@@ -18800,7 +18827,15 @@ def check_causes(value: Any) -> list[str]:
 
 def check_names(value: Any) -> list[str]:
     for name in (names := demand(STRINGS, listed(value), "names")):
-        check_name(name)
+        namespace, slash, rest = name.partition("/")
+        check_name(rest if slash and re.fullmatch(NAMESPACE_NAME, namespace) else name)
+    return [*names]
+
+
+def check_shares(value: Any) -> list[str]:
+    for name in (names := demand(STRINGS, listed(value), "namespaces")):
+        if name != "*" and not re.fullmatch(NAMESPACE_NAME, name):
+            raise BadRequest(f"{name[:WORD_MAX]!r} cannot be a namespace's name", '"acme"; "*" is all of them')
     return [*names]
 
 
@@ -18829,6 +18864,7 @@ PIPELINE_OPTIONS: dict[str, Json | Callable[[Any], Any]] = {
     "catchup_window": check_seconds,
     "jitter": check_seconds,
     "after": check_names,
+    "share": check_shares,
     "pause_after_failures": {"type": "integer", "minimum": 1, "maximum": 1_000},
     "expect_success_within": check_limit,
     "executor": {"type": "string"},
@@ -24320,7 +24356,7 @@ class Session(Caller):
         holder = keys.holders.get(digest) or Caller("", "")
         namespace = row.get("namespace", holder.namespace)
         super().__init__(row["name"], row["scope"], holder.patterns, holder.expires_at, digest, namespace)
-        self.about = encode({"name": self.name, "scope": self.scope, "pipelines": self.patterns})
+        self.about = encode(pick(vars(self), "name", "scope", "namespace") | {"pipelines": self.patterns})
 
     def lives(self, now: float) -> bool:
         ends_at = min(self.row["used"] + SESSION_IDLE_S, self.row["began"] + SESSION_MOST_S)

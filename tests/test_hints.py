@@ -62,7 +62,7 @@ CASES: dict[str, Case] = {
         "tau deploy NAME.py",
         "@pipeline knows after, catchup_window, description, drift, end, every, executor, expect_success_within, expose, heal,"
         " jitter, max_concurrent, memory, misfire, name, overlap, pause_after_failures, priority, queue_timeout, retries,"
-        " retry_backoff, retry_delay, retry_delay_max, retry_jitter, retry_on, samples, schedule, start, tags, timeout, timezone, warm",
+        " retry_backoff, retry_delay, retry_delay_max, retry_jitter, retry_on, samples, schedule, share, start, tags, timeout, timezone, warm",
         text=SIMPLE.replace("@pipeline", "@pipeline(cron='0 6 * * *')"),
         before=(),
     ),
@@ -71,7 +71,7 @@ CASES: dict[str, Case] = {
         "did you mean 'retries'? @pipeline knows after, catchup_window, description, drift, end, every, executor,"
         " expect_success_within, expose, heal, jitter, max_concurrent, memory, misfire, name, overlap, pause_after_failures,"
         " priority, queue_timeout, retries, retry_backoff, retry_delay, retry_delay_max, retry_jitter, retry_on, samples,"
-        " schedule, start, tags, timeout, timezone, warm",
+        " schedule, share, start, tags, timeout, timezone, warm",
         text=SIMPLE.replace("@pipeline", "@pipeline(retrys=2)"),
         before=(),
     ),

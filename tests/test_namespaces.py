@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import PATIENCE_S, Tau, eventually, make_home, running, served
+from test_page import Browser
 
 import tau as module
 
@@ -43,7 +44,7 @@ command = ["env", "TOKEN=hidden"]
 url = "sqlite:////walrus/shop.db"
 """
 #: Asks as acme: a request's method and params, the answer's bytes.
-Ask = Callable[[str, dict[str, Any]], str]
+Ask = Callable[..., str]
 
 
 class Teams:
@@ -215,3 +216,220 @@ def test_foreign_and_missing_give_the_same_bytes(teams: Teams, way: str) -> None
             tried.add((entry.name, kind))
     assert len(tried) > 150
     assert {kind for _, kind in tried} == {"asked", *words}
+
+
+def test_a_key_of_another_namespace_cannot_be_revoked(teams: Teams) -> None:
+    with teams.by_http(teams.keys["acme"]["admin"]) as ask:
+        for name in (f"orca/{MARK}_read", "orca/nobody"):
+            told = json.loads(ask("key_revoke", {"name": name}))["error"]
+            assert told["message"] == f"no key named '{name}'"
+        assert json.loads(ask("key_list", {}))["result"]["total"] == 3
+    with teams.by_http(teams.keys["orca"]["read"]) as ask:
+        assert json.loads(ask("version", {}))["result"]
+
+
+def test_an_idempotency_key_is_a_word_of_one_namespace(teams: Teams) -> None:
+    with teams.by_tcp(teams.keys["acme"]["operate"]) as ask:
+        told = ask("run", {"name": "own_orders", "key": f"{MARK}-1", "wait": True})
+        teams.check(told, f"{MARK}-1")
+        assert "deduplicated" not in told
+
+
+def test_the_ledger_tells_a_namespace_its_own(teams: Teams) -> None:
+    with teams.by_tcp(teams.keys["acme"]["admin"]) as ask:
+        for params in ({}, {"since": 0}, {"since": 1, "limit": 1000}, {"type": "key.*,secret.*,run.*,namespace.*"}):
+            told = ask("events", params)
+            teams.check(told)
+            names = {event["pipeline"] for event in json.loads(told)["result"]["events"]}
+            assert names <= {"acme/own_orders", "acme/own_after"}
+
+
+def test_completion_tells_a_namespace_its_own(teams: Teams) -> None:
+    address = {"TAU_HOST": f"tcp://127.0.0.1:{teams.tau.port}", "TAU_API_KEY": teams.keys["acme"]["admin"]}
+    for words in (
+        ("run", ""),
+        ("inspect", "--run", ""),
+        ("key", "revoke", ""),
+        ("namespace", "show", ""),
+        ("logs", ""),
+    ):
+        done = teams.tau.command("__complete", *words, **address)
+        assert done.out
+        teams.check(done.out)
+    for words in (("run", f"orca/{MARK[:3]}"), ("run", MARK[:3]), ("namespace", "show", "or")):
+        assert teams.tau.command("__complete", *words, **address).out == ""
+
+
+def test_the_figures_for_prometheus_are_of_one_namespace(teams: Teams) -> None:
+    def figures(key: str) -> str:
+        with closing(http.client.HTTPConnection("127.0.0.1", teams.tau.port, timeout=PATIENCE_S)) as peer:
+            peer.request("GET", "/metrics", headers={"Authorization": f"Bearer {key}"})
+            return peer.getresponse().read().decode()
+
+    own = figures(teams.keys["acme"]["read"])
+    teams.check(own)
+    assert 'tau_pipelines{namespace="acme"} 2' in own
+    assert 'tau_runs_finished_total{namespace="acme",status="failed"}' in own
+    assert 'namespace="default"' not in own
+    assert "tau_events_total" not in own  # which counts the events of all
+    every = figures((teams.tau.home / "key").read_text().strip())
+    for name in ("acme", "orca", "default"):
+        assert f'tau_queue_length{{namespace="{name}"}} 0' in every
+    assert 'tau_pipelines{namespace="orca"} 2' in every
+
+
+def test_the_page_is_of_one_namespace(teams: Teams) -> None:
+    def session(**given: str) -> Browser:
+        browser = Browser(teams.tau)
+        about = browser.log_in(**given)
+        assert about["namespace"] == "acme"
+        return browser
+
+    word = teams.tau("open", "--print", "--namespace", "acme")["address"].partition("#word=")[2]
+    for browser in (session(word=word), session(key=teams.keys["acme"]["read"])):
+        asked: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in ("list", "runs", "errors", "watch", "status")]
+        asked += [("calendar", {}), ("lineage", {}), ("secret_list", {}), ("notify_list", {}), ("events", {"since": 0})]
+        answers = browser.ask(*asked)
+        assert all("result" in answer for answer in answers)
+        teams.check(json.dumps(answers))
+        told = browser.ask(("inspect", {"name": f"orca/{MARK}_orders"}), ("inspect", {"name": f"orca/{MARK}_orderz"}))
+        assert json.dumps(told[0]).replace("_orders", "_orderz") == json.dumps(told[1])
+        first = teams.of("acme", "events", since=0)["events"][0]["seq"]
+        with browser.stream(since=first - 1) as events:
+            for _ in range(5):
+                teams.check(json.dumps(next(events)))
+
+
+def test_the_tools_of_an_agent_are_of_one_namespace(teams: Teams) -> None:
+    def tools(key: str) -> dict[str, Any]:
+        with teams.by_http(key, "/mcp") as post:
+            told = post("tools/list", {}, **{"MCP-Protocol-Version": "2025-11-25"})
+        return {tool["name"]: tool for tool in json.loads(told)["result"]["tools"]}
+
+    own = tools(teams.keys["acme"]["operate"])
+    teams.check(json.dumps(own))
+    assert [name for name in own if name.startswith("run_")] == ["run_own_orders"]
+    every = tools((teams.tau.home / "key").read_text().strip())
+    assert [name for name in every if name.startswith("run_")] == ["run_acme.own_orders", f"run_orca.{MARK}_orders"]
+    for key, name in ((teams.keys["acme"]["operate"], "run_own_orders"), ("", "run_acme.own_orders")):
+        with teams.by_http(key or (teams.tau.home / "key").read_text().strip(), "/mcp") as post:
+            about = {"name": name, "arguments": {}}
+            told = post("tools/call", about, **{"MCP-Protocol-Version": "2025-11-25"})
+            assert '\\"pipeline\\":\\"acme/own_orders\\",\\"version\\":1,\\"status\\":\\"success\\"' in told
+
+
+def test_a_namespace_is_told_of_the_daemon_what_concerns_it(teams: Teams) -> None:
+    with teams.by_http(teams.keys["acme"]["admin"]) as ask:
+        told = json.loads(ask("status", {}))["result"]
+    assert told["executors"] == {"far": {"live": 0}}
+    assert told["connections"] == 1
+    assert told["scheduler"]["schedules"] == 1
+    assert (told["pipelines"], told["start_latency"]["count"]) == (2, 0)
+    assert teams.tau("status")["scheduler"]["schedules"] == 2
+
+
+def test_a_key_without_a_namespace_is_good_for_the_default_one_only(teams: Teams) -> None:
+    for scope in ("operate", "admin"):
+        key = teams.tau("key", "create", f"plain-{scope}", "--scope", scope)["key"]
+        with teams.by_http(key) as ask:
+            assert json.loads(ask("list", {}))["result"]["pipelines"] == []
+            for method, params in (("shutdown", {}), ("prune", {}), ("namespace_create", {"name": "more"})):
+                assert json.loads(ask(method, params))["error"]["data"]["code"] == "forbidden"
+            teams.check(ask("namespace_list", {}) + ask("status", {}) + ask("events", {"since": 0}))
+            assert json.loads(ask("inspect", {"name": teams.ids[0]}))["error"]["data"]["code"] == "not_found"
+
+
+HELD = """
+import time
+from pathlib import Path
+from tau import pipeline
+
+@pipeline
+def {mark}_held(ctx):
+    while not Path({go!r}).exists():
+        time.sleep(0.01)
+"""
+
+
+def test_who_holds_the_slot_is_not_told() -> None:
+    made = make_home("[scheduler]\nmax_concurrent = 1\n[daemon]\nstop_grace_s = 0.5\n")
+    with running(made):
+        for name, mark in (("acme", "own"), ("orca", MARK)):
+            made("namespace", "create", name)
+            made.deploy(HELD.format(mark=mark, go=str(made.go)), f"{mark}.py", "--namespace", name)
+        theirs = made("run", f"orca/{MARK}_held", "--detach")["run_id"]
+        made("run", f"orca/{MARK}_held", "--detach")
+        own = made("run", "acme/own_held", "--detach")["run_id"]
+        eventually(lambda: made("inspect", theirs)["status"] == "running")
+        for words in (("why", "own_held"), ("inspect", own), ("status",), ("watch",), ("calendar",), ("runs",)):
+            told = made.command(*words, "--namespace", "acme").out
+            assert told
+            for word in (MARK, "orca", theirs):
+                assert word not in told
+        status = made("status", "--namespace", "acme")
+        assert (status["queued"], status["slots"]["used"]) == (1, 0)
+        assert [row["role"] for row in status["processes"]] == ["daemon", "fork server"]
+        assert made("inspect", own, "--namespace", "acme")["held_by"] == "[scheduler] max_concurrent=1"
+        made.go.touch()
+        assert made("wait", own)["status"] == "success"
+
+
+UP = "from tau import pipeline\n@pipeline({options})\ndef orders(ctx):\n    ctx.load('o.jsonl', [{{'a': 1}}])\n    return 7\n"
+DOWN = """
+from tau import pipeline
+
+@pipeline(after=["{after}"])
+def report(ctx):
+    return ctx.upstream
+"""
+
+
+def test_a_chain_leads_to_another_namespace_where_both_say_so(home: Tau) -> None:
+    with served(home):
+        for name in ("acme", "orca", "third"):
+            home("namespace", "create", name)
+        home.deploy(UP.format(options=""), "up.py", "--namespace", "orca")
+        down = home.write(DOWN.format(after="orca/orders"), "down.py")
+        refused = home("deploy", down, "--namespace", "acme", exit=2)
+        missing = home("deploy", home.write(DOWN.format(after="orca/orderz")), "--namespace", "acme", exit=2)
+        assert json.dumps(refused).replace("orders", "orderz") == json.dumps(missing)
+        assert home("deploy", down, "--name", "acme/report", exit=2)["message"] == refused["message"]  # an admin too
+
+        home.deploy(UP.format(options="share=['acme']"), "up.py", "--namespace", "orca")
+        assert home("deploy", down, "--namespace", "third", exit=2)["code"] == "bad_request"
+        home("deploy", down, "--namespace", "acme")
+        first = home("run", "orca/orders")["run_id"]
+        eventually(lambda: home("runs", "acme/report")["total"] == 1 and not home("status")["slots"]["used"])
+        assert home("inspect", "acme/report")["result"] == {"orca/orders": {"run_id": first, "result": 7}}
+        assert home("show", "report", "--namespace", "acme")["upstream"] == ["orca/orders"]
+        assert home("why", "report", "--namespace", "acme")["upstream"] == [{"pipeline": "orca/orders", "run_id": None}]
+        assert home("list", "--namespace", "acme")["pipelines"][0]["upstream"] == ["orca/orders"]
+        assert home("show", "orders", "--namespace", "orca")["downstream"] == ["acme/report"]
+        writes = home("lineage", "--namespace", "acme")["lineage"][0]["writes"]
+        assert [use["pipeline"] for use in writes] == ["orca/orders"]
+        assert home("lineage", "--namespace", "third")["lineage"] == []
+        assert home("inspect", first, "--namespace", "acme", exit=3)["code"] == "not_found"  # the chain is all
+
+        home.deploy(UP.format(options=""), "up.py", "--namespace", "orca")
+        home("run", "orca/orders")
+        assert home("runs", "acme/report")["total"] == 1
+        assert home("show", "report", "--namespace", "acme")["upstream"] == []
+        assert home("lineage", "--namespace", "acme")["lineage"] == []
+
+
+@pytest.mark.parametrize("share", ["'Acme'", "['acme', '']", "3", "['a/b']"])
+def test_a_share_names_namespaces(home: Tau, share: str) -> None:
+    with served(home):
+        refused = home.deploy(UP.format(options=f"share={share}"), exit=2)
+        assert "@pipeline(share=…)" in refused["message"]
+
+
+def test_a_pipeline_shares_with_all(home: Tau) -> None:
+    with served(home):
+        home("namespace", "create", "acme")
+        home.deploy(UP.format(options="share='*'"), "up.py")
+        home.deploy(DOWN.format(after="default/orders"), "down.py", "--namespace", "acme")
+        home("run", "orders")
+        eventually(lambda: home("runs", "acme/report")["runs"])
+        done = eventually(lambda: (it := home("inspect", "acme/report"))["status"] == "success" and it)
+        assert [*done["result"]] == ["default/orders"]

@@ -46,7 +46,9 @@ def blocks(language: str) -> list[str]:
 def commands() -> str:
     """The reference of all commands, from their signatures."""
     lines = []
-    here = sorted(module.LOCAL_COMMANDS.values(), key=lambda it: it.handler.__code__.co_firstlineno)  # whoever came first
+    here = sorted(
+        module.LOCAL_COMMANDS.values(), key=lambda it: it.handler.__code__.co_firstlineno
+    )  # whoever came first
     for chosen in (*module.OPERATIONS.values(), *here):
         name = chosen.words
         own = [one for one in chosen.arguments.values() if one not in chosen.added]  # the text has the others

@@ -133,7 +133,7 @@ CHECK = '    ctx.check(ok, name="enough")\n'
         ('timeout="5m", ', "", "limit"),
         ('timeout="5m"', 'timeout=str(day)', "limit"),
         ("0 6 * * *", "0 7 * * *", "schedule"),
-        *((("tags=", f"{option}='x', tags=", option)) for option in ("heal", "expose", "executor", "after", "memory")),
+        *((("tags=", f"{option}='x', tags=", option)) for option in ("heal", "expose", "executor", "after", "share", "memory")),
         ("tags=", "drift='ignore', tags=", "drift"),
         ("tags=", "novel='x', tags=", "unreadable"),
         ("tags=", "**{'retries': 9}, tags=", "unreadable"),
