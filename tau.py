@@ -8401,7 +8401,7 @@ def tree_of(name: str) -> Any:
 
 #: Options of @pipeline that say when it runs.
 WHEN = ["schedule", "every", "start", "end", "timezone", "overlap", "misfire", "catchup_window", "jitter", "after"]
-WHEN += ["share", "pause_after_failures", "expect_success_within"]
+WHEN += ["share", "priority", "pause_after_failures", "expect_success_within"]
 #: Name of a part of a page → what makes it, from the words after the name: a text, or words and their meanings.
 PARTS: dict[str, Callable[..., str | list[tuple[str, str]]]] = {
     "api": lambda kind, text="summary", *names: [

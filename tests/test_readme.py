@@ -175,6 +175,8 @@ secret = "HOOK_KEY"
 events = ["incident.*", "heal.escalated", "heal.exhausted"]
 # only of pipelines with such names; an empty list means all
 pipelines = []
+# only of this namespace, whose admins see and try it; "" means of all
+namespace = ""
 # json, or slack: a text that chat services show
 format = "json"
 # whether rows and variables of failures are sent too
