@@ -25271,13 +25271,22 @@ def __getattr__(name: str) -> Any:
 def load(part: str) -> None:
     """Loads a packed part, once, and before it the one that it needs."""
     if part in PACKED:
-        _, packed = PACKED.pop(part)
         load(PACKS[part])
         gc.disable()
-        code = marshal.loads(packed)
+        code = marshal.loads(PACKED.pop(part)[1])
         _imp._fix_co_filename(code, __file__)  # type: ignore[attr-defined]  # the cache may have been copied
+        sys.modules[__name__].__class__ = Halfway
         exec(code, globals())
+        sys.modules[__name__].__class__ = type(sys)
         end_import()
+
+
+class Halfway(type(sys)):  # type: ignore[misc]
+    """This module while a part is loaded, of which no other thread is to see the beginning only."""
+
+    def __getattribute__(self, name: str) -> Any:
+        with LOADING:
+            return super().__getattribute__(name)
 
 
 def end_import() -> None:
