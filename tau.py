@@ -1869,14 +1869,11 @@ def no_constant(text: str) -> Any:
 class Decoder:
     """Reads JSON as json.JSONDecoder does, but without the modules that this imports."""
 
-    strict = True
+    strict, object_hook, object_pairs_hook, array_hook = True, None, None, None
 
     def __init__(self, parse_int: Callable[[str], int]) -> None:
         self.parse_float, self.parse_int, self.parse_constant = finite, parse_int, no_constant
         self.scan = _json.make_scanner(self)  # type: ignore[arg-type]
-
-    def __getattr__(self, hook: str) -> None:
-        """There are no other hooks."""
 
     def decode(self, text: str) -> Any:
         try:
@@ -16998,7 +16995,7 @@ class Circumstances:
     def state(self, environment: str | None) -> str:
         """Returns a text that changes when packages may have."""
         known = self.known.get(environment)
-        return fingerprint(encode_json(state_of(known[0] if known else self.folders(environment))))
+        return encode_json(known[1] if known else state_of(self.folders(environment)))
 
     def folders(self, environment: str | None) -> list[str]:
         if environment is not None:
@@ -17195,7 +17192,6 @@ def fork_server() -> int:
     Forking it takes a millisecond and is safe: it has imported what runs need, and has one thread.
     """
     os.setsid()  # Ctrl-C in taud's terminal must reach taud alone
-    PACKED.clear()  # no other part is asked for
     prepare_interpreter()
     os.environ.pop("LD_BIND_NOW", None)  # it has had C functions linked, which each child would do otherwise
     settle_pages()
@@ -17622,8 +17618,7 @@ class Nursery:
         if job["warming"] != self.most:
             self.most = job["warming"]
             self.cold.clear()
-            while len(self.warm) > self.most["warm_processes"] and self.remove_idle():
-                pass
+            self.make_room(0)
         imports = job.get("imports") or {"modules": (), "cold": None}
         # A rehearsal judges its imports.
         is_cold = imports["cold"] or job.get("is_warm") == 0 or job["kind"] != "run"
@@ -17645,9 +17640,9 @@ class Nursery:
                 return bare
         return found if found.state in ("warm", "starting") else bare
 
-    def make_room(self) -> bool:
-        """Ends the processes that were used least recently and have no run, until there is room for one."""
-        while len(self.warm) >= self.most["warm_processes"]:
+    def make_room(self, count: int = 1) -> bool:
+        """Ends the processes that were used least recently and have no run, until there is room for so many."""
+        while len(self.warm) + count > self.most["warm_processes"]:
             if not self.remove_idle():
                 return False
         return True
@@ -17748,7 +17743,6 @@ def warm_process() -> int:
     """Forks runs for the fork server, and imports what it is asked to, until that one is gone."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.setsid()
-    PACKED.clear()  # no other part is asked for
     os.chdir(os.sep)
     volunteer()
     prepare_interpreter()
@@ -18253,6 +18247,8 @@ OOM_PATH, OOM_SCORE = "/proc/self/oom_score_adj", 500
 
 def prepare_interpreter() -> None:
     """Prepares a run, or a process that forks runs: imports modules before user code can change them."""
+    for part in ("16. MCP", "Part IV", "Part VI"):  # the others have the Client, which a run may use
+        PACKED.pop(part, None)
     write_faults(2)
     for module in (asyncio, fcntl, hashlib, linecache, resource, signal, threading):
         _ = module.__name__  # reading an attribute imports it
@@ -25286,7 +25282,7 @@ class Halfway(type(sys)):  # type: ignore[misc]
 
     def __getattribute__(self, name: str) -> Any:
         with LOADING:
-            return super().__getattribute__(name)
+            return type(sys).__getattribute__(self, name)  # its class may be the usual again
 
 
 def end_import() -> None:

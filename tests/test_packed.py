@@ -67,6 +67,7 @@ def test_what_nobody_asks_for_is_not_loaded(script: Callable[..., str]) -> None:
     assert script(f"tau.main(['help', 'api']); {LOADED}").endswith("\nmain deploy Mcp")
     assert script(f"from tau import pipeline; {LOADED}") == "PipelineContext"
     assert script(f"from tau import Client; {LOADED}") == "main deploy"
+    assert script(f"tau.prepare_interpreter(); {LOADED}; tau.Client") == "PipelineContext"
     assert script(f"import inspect; inspect.getsource(tau.Dashboard); {LOADED}") == "deploy taud Dashboard"
     assert script("print(hasattr(tau, 'nothing'), hasattr(tau, 'sys'))") == "False True"
 
