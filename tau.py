@@ -9242,7 +9242,7 @@ class Daemon:
             if user := self.store.ask.namespace(name)["options"]["user"]:
                 try:
                     check_user(self.home, name, user)
-                except (TauError, OSError) as problem:
+                except TauError as problem:
                     self.warn(f"namespace '{name}': {problem}")
 
     def owns_home(self) -> bool:
@@ -13172,12 +13172,12 @@ class Runner:
                 process.directory, process.room = directory, Room.of(self.store, job["pipeline"])
                 process.scope = "admin" if job["kind"] == "agent" else "read"  # the agent is the daemon's
                 try:
-                    self.watch_over(process)
                     about: Json = {"folder": folder, "entry": entry, "directory": directory}
                     about |= process.room.document()
                     if process.scope != "admin" and (way := process.room.way(None, job.get("directory"))) is not None:
                         about |= {"files": [], "run_id": process.stem, "attempt": 1, "memos": None, "old_memos": None}
                         job |= {"executor": way, "environment": None}
+                    self.watch_over(process)
                     self.starter.send(about | job, process)
                     await process.closed.wait()
                 except asyncio.CancelledError:
@@ -14191,17 +14191,21 @@ def prepare_place(home: str, namespace: str, user: str) -> str:
     What root opens there by its name is in directories that the user cannot change.
     """
     about, place, link = pwd.getpwnam(user), user_place(home, namespace), data_directory(home, f"{namespace}/")
-    give_directory(os.path.dirname(place), 0, 0, 0o711)
-    for path in (place, os.path.join(place, "data")):
-        give_directory(path, 0, about.pw_gid, 0o710)
-    if os.path.realpath(above := os.path.dirname(link)) != place:
-        with contextlib.suppress(OSError):
-            os.unlink(above)  # of a home that was moved
-        for path in filter(os.path.exists, (link, above)):
-            os.rmdir(path)  # it fails if there is data
-        make_directory(os.path.dirname(above))
-        os.symlink(place, above)
-    return give_directory(os.path.join(place, "own"), about.pw_uid, about.pw_gid)
+    try:
+        give_directory(os.path.dirname(place), 0, 0, 0o711)
+        for path in (place, os.path.join(place, "data")):
+            give_directory(path, 0, about.pw_gid, 0o710)
+        if os.path.realpath(above := os.path.dirname(link)) != place:
+            with contextlib.suppress(OSError):
+                os.unlink(above)  # of a home that was moved
+            for path in filter(os.path.exists, (link, above)):
+                os.rmdir(path)  # it fails if there is data
+            make_directory(os.path.dirname(above))
+            os.symlink(place, above)
+        return give_directory(os.path.join(place, "own"), about.pw_uid, about.pw_gid)
+    except OSError as problem:
+        why = f"{place} cannot be made: {problem.strerror}: {problem.filename}"
+        raise BadRequest(why, f"move away what is in {link}") from None
 
 
 def give_directory(path: str, user: int, group: int, mode: int = 0o700) -> str:
@@ -14216,18 +14220,18 @@ def check_user(home: str, namespace: str, user: str) -> None:
     """Raises BadRequest unless the code of a namespace can run as a system user here: what is lacking?"""
     process = as_user(user, os.sep, ())
     data, ours = data_directory(home, f"{namespace}/"), os.path.join(user_place(home, namespace), "data")
-    paths = [os.path.join(data, name) for name in names_below(data)]
-    if paths and (os.path.realpath(data) != ours or {os.lstat(path).st_uid for path in paths} != {process["user"]}):
+    owners = {os.lstat(os.path.join(data, name)).st_uid for name in names_below(data)}
+    if owners and (os.path.realpath(data) != ours or owners != {process["user"]}):
         raise BadRequest(f"{data} has data that is not of user '{user}'", "move it away")
     place = process["cwd"] = prepare_place(home, namespace, user)
     words = ("python3", "-c", "import os, sys; os.stat(sys.argv[1]); assert sys.version_info > (3, 11)", place)
     hint = "let others pass through the directories above both: TAU_HOME=/var/lib/tau, and the system's python3"
     try:
-        said = subprocess.run(words, capture_output=True, check=False, text=True, errors="replace", **process).stderr
+        done = subprocess.run(words, capture_output=True, check=False, text=True, errors="replace", **process)
+        said = done.stderr.strip().rpartition("\n")[2][:WORD_MAX] if done.returncode else None
     except OSError as problem:
         said = f"{problem.strerror}: {problem.filename}"
-    if said:
-        said = said.strip().rpartition("\n")[2][:WORD_MAX]
+    if said is not None:
         raise BadRequest(f"user '{user}' does not reach {place} with Python 3.11 or newer: {said}", hint)
 
 

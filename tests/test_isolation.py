@@ -441,3 +441,20 @@ def test_a_user_that_is_lost_is_a_warning_and_a_failed_run(hard: Tau) -> None:
     assert warning in hard.command("doctor").out
     error = hard("run", "games/it", exit=1)["error"]
     assert "Permission denied" in error["message"]
+
+
+def test_data_that_is_in_the_way_stays(hard: Tau) -> None:
+    """A home that was put together by hand may have a directory where the link to the user's place should be."""
+    hard.deploy(ASK + HERE, "it.py", "--namespace", "games")
+    link = hard.home / "namespaces" / "games"
+    link.unlink()
+    (link / "data" / "it").mkdir(parents=True)
+    (link / "data" / "it" / "kept").write_text("kept")
+    error = hard("run", "games/it", exit=1)["error"]
+    assert "games cannot be made: Directory not empty" in error["message"]
+    error = hard.deploy(ASK + HERE + "#", "it.py", "--namespace", "games", exit=2)
+    assert "games cannot be made: Directory not empty" in error["message"]
+    assert (link / "data" / "it" / "kept").read_text() == "kept"
+    assert [one for one in hard.call("status")["processes"] if one["role"] == "load"] == []
+    shutil.rmtree(link)
+    assert hard("run", "games/it")["status"] == "success"
