@@ -3163,8 +3163,9 @@ def find_module(name: str) -> bool:
         return False
 
 
-#: Sizes of the pieces in which a file is read, and its blocks are freed; of a file that is read whole; of a line.
-READ_BYTES = 128 << 10
+#: Sizes of the pieces in which a file is read, stored and freed; of a file that is read whole; of a line.
+READ_BYTES = 32 << 10
+SAVED_BYTES = 128 << 10
 FREED_BYTES = 16 << 20
 FILE_BYTES_MAX = 1 << 20
 RECORD_BYTES_MAX = 2 * LINE_BYTES_MAX
@@ -3532,10 +3533,10 @@ class Cron:
     croniter accepts more than Debian's cron.  It gets only what it cannot misread.
     """
 
-    __slots__ = ("kind", "walker")
+    __slots__ = ("kind", "lock", "walker")
 
     def __init__(self, text: str) -> None:
-        words = split_cron(text)
+        self.lock, words = _thread.allocate_lock(), split_cron(text)  # a walker keeps where it is while it walks
         fields = [spell_field(number, word) for number, word in enumerate(words)]
         minute, hour, day, month, weekday, *_ = words
         self.kind = "wildcard" if minute.startswith("*") or hour.startswith("*") else "fixed"
@@ -3561,7 +3562,8 @@ class Cron:
     def next(self, wall: int) -> int | None:
         """Returns the next wall time that it names after *wall*; None if that is over fifty years away."""
         try:
-            following = int(self.walker.get_next(float, start_time=float(wall)))
+            with self.lock:
+                following = int(self.walker.get_next(float, start_time=float(wall)))
         except (ValueError, OverflowError):  # no such date, or the calendar ends
             return None
         return following if following < TIME_MAX else None
@@ -6034,8 +6036,8 @@ def timing(row: Json, agenda: Agenda) -> tuple[Times | None, Zone]:
     """Returns the times of a schedule (None: it is never due) and its time zone."""
     options = row["options"]
     try:
-        zone = Zone(options["timezone"] or agenda.timezone)
-        return times_of(options, instant_of(row["anchor_at"]), zone), zone
+        zone = agenda.zone(options["timezone"] or agenda.timezone)
+        return times_of(options, instant_of(row["anchor_at"]), zone, agenda.cron_times), zone
     except BadRequest:  # then it is held as invalid
         return None, Zone("UTC")
 
@@ -13285,8 +13287,9 @@ class Runner:
             await self.finish(process)
 
     async def read_next(self, process: Process, final: bool) -> bool:
-        """Stores what was read of a journal and reads its next part; returns whether there is more."""
-        await self.save(process)
+        """Reads the next part of a journal, and stores what was read once it is much; returns whether there is more."""
+        unsaved = sum(process.position[name] - process.saved[name] for name in NOWHERE)
+        await (self.save(process) if unsaved >= SAVED_BYTES else asyncio.sleep(0))  # others get their turn
         began = process.start is not None
         more = process.read(self.settings, final)
         if process.skipped:
@@ -24615,7 +24618,8 @@ pre, .message { margin: .4em 0; white-space: pre-wrap; max-height: 32em; overflo
 .days .more { background: repeating-linear-gradient(90deg, var(--link) 0 2px, transparent 2px 5px) }
 .heads > * { border-color: transparent; color: var(--faint); white-space: nowrap }
 .log { max-height: 32em; min-height: 3em; overflow: auto; border: var(--edge); border-radius: 4px; padding: .2em .5em;
-  font: .88em/1.5 var(--mono); background: var(--ground); overflow-anchor: none } .log > div { contain: content }
+  font: .88em/1.5 var(--mono); background: var(--ground); overflow-anchor: none }
+.log > div > div { content-visibility: auto; contain-intrinsic-block-size: auto 75em }
 .log p { margin: 0; white-space: pre-wrap; display: flex; gap: 1ch } .log p > div { flex: 1; min-width: 0 }
 svg text { fill: var(--link); font: 13px system-ui, sans-serif } svg path { fill: none; stroke: var(--faint) }
 svg rect { fill: var(--ground); stroke: var(--faint) } .center rect { stroke: var(--link); stroke-width: 3 }
@@ -24639,7 +24643,8 @@ const shown = (text) => String(text).replace(UNSEEN, (sign) => `⟨${sign.codePo
 const by = (id) => document.getElementById(id), isNone = (value) => value === null || value === undefined;
 const json = (value) => typeof value === "string" ? value : JSON.stringify(value), cut = (text, most) =>
   text.length > most ? `${text.slice(0, most)}…` : text, spaced = (text) => text.replaceAll("_", " ");
-const digits = (count) => count?.toLocaleString("en") ?? "–", HIDDEN = {"aria-hidden": "true"};
+const DIGITS = new Intl.NumberFormat("en"), digits = (count) => isNone(count) ? "–" : DIGITS.format(count),
+  HIDDEN = {"aria-hidden": "true"};
 const many = (count, word) => `${digits(count)} ${word}${count === 1 ? "" : "s"}`;
 function dress(node, given) {  // by name, or only its class: `on…` is a listener, `--…` a property of its style
   const was = node.given ?? {}, wanted = node.given = typeof given === "string" ? {class: given} : given ?? {};
@@ -24685,9 +24690,10 @@ function coloured(text) {  // as a terminal; other control sequences are spelled
   });
 }
 function long(value, most = 2000) {  // the beginning of a long text, and on request what follows
-  const text = json(value ?? ""), rest = span(""), more = `… ${many(text.length - most, "more character")}`;
-  const ontoggle = () => { rest.textContent = shown(text.slice(most, most + 1e5)); };
-  return [coloured(text.slice(0, most)), text.length > most && details({ontoggle}, summary("", more), rest)];
+  const text = json(value ?? ""), rest = span(""), ontoggle = () => { rest.textContent = shown(text.slice(most,
+    most + 1e5)); };
+  return text.length <= most ? coloured(text) : [coloured(text.slice(0, most)), details({ontoggle}, summary("",
+    `… ${many(text.length - most, "more character")}`), rest)];
 }
 const name = (text, most = 80) => span({class: "name", title: text.length > most && cut(text, 500)}, cut(text, most)),
   status = (word, text) => word && span(`status ${word}`, span(HIDDEN, MARKS[word] ?? "–"), " ", text ?? spaced(word));
@@ -24984,14 +24990,14 @@ function extend(log, {lines, first, next, total, log_dropped: dropped}) {
   while (log.parts.length > 4) log.parts.shift().body.remove();
   return log.follows && lines.length >= 150;
 }
-function fill(log, body, lines) {  // few lines in a frame, so that the browser stays quick
-  body.append(div("", lines.slice(0, 100).map(drawLine)));
+function fill(log, body, lines) {  // few in a frame, so that the browser stays quick; the next knows their height
+  if (lines.length) body.append(div("", lines.slice(0, 50).map(drawLine)));
   if (log.follows) log.box.scrollTop = log.box.scrollHeight;
-  if (lines.length > 100) requestAnimationFrame(() => fill(log, body, lines.slice(100)));
+  if (lines.length) requestAnimationFrame(() => fill(log, body, lines.slice(50)));
 }
 function drawLine({at, level, step, message, fields, repeated}) {
   const clock = mode === "UTC" ? at.slice(11, 23) : `${local(at).slice(11)}${at.slice(19, 23)}`;
-  return p(level, span({class: "faint", title: exact(at)}, clock), div("", level !== "info" && span("b", `${level} `),
+  return p(level, span({class: "faint", title: at}, clock), div("", level !== "info" && span("b", `${level} `),
     step && faint(`${step.slice(-60)} `), long(message), fields && faint(" ", long(fields, 300)), repeated &&
     span("b", ` ×${digits(repeated)}`)));
 }

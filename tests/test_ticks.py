@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import calendar
+import concurrent.futures
 import datetime
 import functools
 import itertools
+import sys
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -491,6 +493,22 @@ def test_ticks_previews_without_a_pipeline(tau: Tau) -> None:
     assert (hours["kind"], len(hours["ticks"])) == ("interval", 5)
     assert tau.call("ticks", every=3600, after="2026-01-01")["ticks"][0] == "2026-01-01T01:00:00.000Z"
     assert tau("ticks", "@hourly")["kind"] == "wildcard"
+
+
+def test_threads_share_what_was_read_of_an_expression() -> None:
+    usual, shared = sys.getswitchinterval(), module.cron_times("*/7 3-20 * * *", module.Zone("Europe/London"))
+
+    def walk(times: module.Times, after: int) -> list[module.Tick]:
+        return [*itertools.islice(times.ticks(after), 300)]
+
+    starts = [1_780_000_000 + 86_400 * number for number in range(8)]
+    alone = [walk(module.cron_times("*/7 3-20 * * *", module.Zone("Europe/London")), after) for after in starts]
+    sys.setswitchinterval(1e-6)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            assert [*pool.map(functools.partial(walk, shared), starts)] == alone
+    finally:
+        sys.setswitchinterval(usual)
 
 
 @pytest.mark.parametrize(
