@@ -24557,8 +24557,7 @@ PAGE_HTML = r"""<!doctype html>
 <header id="top"></header>
 <main id="main" tabindex="-1"><h1>Tau</h1><noscript>It needs JavaScript.</noscript></main>
 <dialog id="dialog" aria-labelledby="asked"></dialog><div id="said" role="status"></div>
-<script></script>
-</html>
+<script></script></html>
 """
 
 PAGE_CSS = r"""
@@ -24582,9 +24581,9 @@ h1 { font-size: 1.35em; margin: .2em 0 } h1 .faint { font-size: .72em } h2 { fon
 .faint, h1 .faint, h2 .faint, label, dt, th { color: var(--faint); font-weight: 400 }
 .bar, .filters, h1 + .command { margin: .3em 0 .8em } .indent { padding-left: calc(var(--deep) * 1.2em) }
 .command { font: .88em/1.5 var(--mono); color: var(--faint); column-gap: .6em } .command::before { content: "$" }
-.columns { columns: 31em 3; column-gap: 1em } .columns + section { margin-top: 1em }
-section { background: var(--raised); border: var(--edge); border-radius: 6px; padding: .7em .9em; margin: 0 0 1em;
-  break-inside: avoid } section.bad { border-left: 4px solid var(--bad) }
+.command code { max-width: calc(100% - 5em) } .columns { columns: 31em 3; column-gap: 1em }
+.columns + section { margin-top: 1em } section { background: var(--raised); border: var(--edge); border-radius: 6px;
+  padding: .7em .9em; margin: 0 0 1em; break-inside: avoid } section.bad { border-left: 4px solid var(--bad) }
 .notice { border-left: 4px solid var(--warn); padding: .3em .8em; background: var(--raised); margin-bottom: .8em }
 button, input, select, textarea { font: inherit; color: inherit; background: var(--ground); max-width: 100%;
   border: 1px solid var(--faint); border-radius: 4px; padding: .15em .6em } button { cursor: pointer }
@@ -24594,8 +24593,9 @@ button.plain { border: 0; padding: 0; background: none; color: var(--link); text
 textarea { width: 100%; min-height: 5em; font-family: var(--mono) } .filters input { width: 10em }
 .scroll { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 th, td { text-align: left; padding: .22em .8em .22em 0; vertical-align: top; border-bottom: var(--edge) }
-th, time, .status, .number, [data-since] { white-space: nowrap } .number { text-align: right }
-tr:last-child > td { border: 0 } td .name { display: inline-block; max-width: 24em; overflow-wrap: break-word }
+th, time, .status, .number, [data-since], td code, td button { white-space: nowrap } td { min-width: 5.5em }
+.number { text-align: right } tr:last-child > td { border: 0 }
+td .name { display: inline-block; max-width: 24em; overflow-wrap: break-word }
 tr:focus-within td, td:has([aria-current]) { background: color-mix(in srgb, var(--link) 10%, transparent) }
 dl { display: grid; grid-template-columns: fit-content(35%) minmax(0, 1fr); gap: .15em 1em; margin: 0 } dd { margin: 0 }
 pre, code { font-family: var(--mono); font-size: .92em } .message { font-family: var(--mono) }
@@ -24613,13 +24613,13 @@ pre, .message { margin: .4em 0; white-space: pre-wrap; max-height: 32em; overflo
   .timed_out, .lost) { background: repeating-linear-gradient(45deg, currentColor 0 3px, transparent 3px 5px) }
 .days > * { flex: none; width: 1.8em; padding: 0; text-align: center; border: var(--edge); border-radius: 3px }
 .days .hour { width: 1.1em; border-color: transparent; min-height: 1.5em }
-.days .due { background: var(--link); color: var(--ground) }
-.days { display: flex; gap: 2px } .days > :is(.failed, .lost, .timed_out) { border-color: currentColor }
+.days .due { background: var(--link); color: var(--ground) } .days { display: flex; gap: 2px }
+.days > :is(.failed, .lost, .timed_out) { border-color: currentColor }
 .days .more { background: repeating-linear-gradient(90deg, var(--link) 0 2px, transparent 2px 5px) }
 .heads > * { border-color: transparent; color: var(--faint); white-space: nowrap }
 .log { max-height: 32em; min-height: 3em; overflow: auto; border: var(--edge); border-radius: 4px; padding: .2em .5em;
   font: .88em/1.5 var(--mono); background: var(--ground); overflow-anchor: none }
-.log > div > div { content-visibility: auto; contain-intrinsic-block-size: auto 75em }
+.log > div > div { content-visibility: auto; contain-intrinsic-block-size: auto calc(var(--lines) * 1.5em) }
 .log p { margin: 0; white-space: pre-wrap; display: flex; gap: 1ch } .log p > div { flex: 1; min-width: 0 }
 svg text { fill: var(--link); font: 13px system-ui, sans-serif } svg path { fill: none; stroke: var(--faint) }
 svg rect { fill: var(--ground); stroke: var(--faint) } .center rect { stroke: var(--link); stroke-width: 3 }
@@ -24643,9 +24643,8 @@ const shown = (text) => String(text).replace(UNSEEN, (sign) => `⟨${sign.codePo
 const by = (id) => document.getElementById(id), isNone = (value) => value === null || value === undefined;
 const json = (value) => typeof value === "string" ? value : JSON.stringify(value), cut = (text, most) =>
   text.length > most ? `${text.slice(0, most)}…` : text, spaced = (text) => text.replaceAll("_", " ");
-const DIGITS = new Intl.NumberFormat("en"), digits = (count) => isNone(count) ? "–" : DIGITS.format(count),
-  HIDDEN = {"aria-hidden": "true"};
-const many = (count, word) => `${digits(count)} ${word}${count === 1 ? "" : "s"}`;
+const DIGITS = new Intl.NumberFormat("en"), digits = (count) => isNone(count) ? "–" : DIGITS.format(count);
+const many = (count, word) => `${digits(count)} ${word}${count === 1 ? "" : "s"}`, HIDDEN = {"aria-hidden": "true"};
 function dress(node, given) {  // by name, or only its class: `on…` is a listener, `--…` a property of its style
   const was = node.given ?? {}, wanted = node.given = typeof given === "string" ? {class: given} : given ?? {};
   for (const key in {...was, ...wanted}) {
@@ -24690,8 +24689,7 @@ function coloured(text) {  // as a terminal; other control sequences are spelled
   });
 }
 function long(value, most = 2000) {  // the beginning of a long text, and on request what follows
-  const text = json(value ?? ""), rest = span(""), ontoggle = () => { rest.textContent = shown(text.slice(most,
-    most + 1e5)); };
+  const text = json(value ?? ""), rest = span(), ontoggle = () => { rest.textContent = shown(text.slice(most, 1e5)); };
   return text.length <= most ? coloured(text) : [coloured(text.slice(0, most)), details({ontoggle}, summary("",
     `… ${many(text.length - most, "more character")}`), rest)];
 }
@@ -24728,8 +24726,8 @@ setInterval(() => document.querySelectorAll("time, [data-since]").forEach((node)
 /** What a column of our own tables shows of a row, unless that is the value of its name. */
 const CELLS = {took, pipeline: (row) => pipelineLink(row.pipeline), run: (row) => runLink(row.run_id),
   status: (row) => runLink(row.run_id, status(row.status)) ?? status(row.status)};
-function cellOf(row, key, cells) {
-  const value = cells[key] ? cells[key](row) || "" : row[key];
+function cellOf(row, key, cells, value = row[key]) {
+  if (cells[key]) return cells[key](row);
   if (value instanceof Node || Array.isArray(value) && value.some((each) => each instanceof Node)) return value;
   if (/^\d{4}-\d\d-\d\dT[\d:.]+Z$/.test(value) && Date.parse(value)) return when(value);
   if (typeof value !== "number") return long(value, 300);
@@ -24813,8 +24811,7 @@ const control = ({title, options, area, value, ...given}) => label({}, title ?? 
   selected: word === value}, word || given.placeholder || "any"))));
 const closing = (...more) => div("buttons", button("Close", () => by("dialog").close()), ...more);
 function open(title, ...children) {
-  by("dialog").replaceChildren(h2({id: "asked"}, title), ...children);
-  if (!by("dialog").open) by("dialog").showModal();
+  by("dialog").replaceChildren(h2({id: "asked"}, title), ...children); by("dialog").showModal();
 }
 // --- What changes: one stream for all tabs of a browser.  Its leader holds a lock; without locks, each tab polls.
 let cursor = null, state = "", leader = false, pace = 0, waiting = null, busy = false, again = false;
@@ -24856,8 +24853,10 @@ function parse() {
   const word = rest.map((word) => { try { return decodeURIComponent(word); } catch { return word; } }).join("/");
   return {kind, word, query: fromEntries(new URLSearchParams(query)), hash, screen: SCREENS[kind] ?? SCREENS[""]};
 }
-const filter = (changes) => visit(here.kind, here.word, fromEntries(pairs({...here.query, before: "", from: "", to: "",
-  ...changes}).filter(([, value]) => value)));
+function filter(changes) {
+  const query = pairs({...here.query, before: "", from: "", to: "", ...changes}).filter(([, it]) => `${it}`.trim());
+  visit(here.kind, here.word, fromEntries(query.map(([key, text]) => [key, `${text}`.trim()])));
+}
 function go() {
   if (!me) return;
   if (here) places.set(here.hash, scrollY);
@@ -24908,8 +24907,8 @@ const turnTimes = () => { mode = MODES[(MODES.indexOf(mode) + 1) % 3]; localStor
 async function find(event) {
   event.preventDefault();
   const name = by("find").value, [known, run] = await ask(["show", {name}], ["inspect", {name, fields: "run_id"}]);
-  visit(...known.result ? ["pipeline", name] : run.result?.run_id ? ["run", run.result.run_id] : ["pipelines", "",
-    {find: name}]);
+  visit(...known.result ? ["pipeline", name] : run.error ? ["pipelines", "", {find: name}] : ["run",
+    run.result.run_id]);
 }
 function step(by) {
   const rows = [...document.querySelectorAll("[data-row]:has(a, button)")], at = rows.findIndex((row) =>
@@ -24955,9 +24954,10 @@ function drawFailures({days, pipelines}) {
     title: `${days[at].day}: ${value}`, place: ["runs", "", {status: "failed"}]}))));
 }
 // --- Runs and pipelines.
-const filters = (query, fields, ...more) => form({class: "filters", onsubmit: (event) => event.preventDefault()},
-  pairs(fields).map(([name, [title, words]]) => control({title, name, value: query[name] ?? "", [Array.isArray(words)
-  ? "options" : "placeholder"]: words, onchange: ({target}) => filter({[name]: target.value.trim()})})), more);
+const filters = (query, fields, ...more) => form({class: "filters", onchange: ({currentTarget: box}) =>
+  box.requestSubmit(), onsubmit: (event) => { event.preventDefault(); filter(fromEntries(new FormData(event.target)));
+  }}, pairs(fields).map(([name, [title, words]]) => control({title, name, value: query[name] ?? "",
+  [Array.isArray(words) ? "options" : "placeholder"]: words})), more);
 const RUN = "status pipeline run version trigger queued_at took rows";
 const drawRuns = ([answer], {query}) => [filters(query, {name: ["pipeline", "any"], status: ["status",
   [...LIVE, "success", ...BROKEN, "cancelled"]], trigger: ["trigger", ["manual", "schedule", "catchup", "retry",
@@ -24991,7 +24991,7 @@ function extend(log, {lines, first, next, total, log_dropped: dropped}) {
   return log.follows && lines.length >= 150;
 }
 function fill(log, body, lines) {  // few in a frame, so that the browser stays quick; the next knows their height
-  if (lines.length) body.append(div("", lines.slice(0, 50).map(drawLine)));
+  if (lines.length) body.append(div({"--lines": Math.min(50, lines.length)}, lines.slice(0, 50).map(drawLine)));
   if (log.follows) log.box.scrollTop = log.box.scrollHeight;
   if (lines.length) requestAnimationFrame(() => fill(log, body, lines.slice(50)));
 }
@@ -25002,14 +25002,14 @@ function drawLine({at, level, step, message, fields, repeated}) {
     span("b", ` ×${digits(repeated)}`)));
 }
 function drawLog({log, query}, answer) {
-  const stop = (up) => { log.follows &&= !up; }, to = (from, to) => () => filter({from, to});
+  const stop = (up) => { log.follows &&= !up; }, to = (from = "", to = "") => () => filter({from, to});
   log.box ??= div({class: "log", tabindex: 0, role: "region", "aria-label": "Log", "data-keep": log.key,
     ontouchmove: stop, onwheel: ({deltaY}) => stop(deltaY < 0), onkeydown: ({key}) => stop(/Up|Home/.test(key))});
   if (answer?.result && extend(log, answer.result)) touch();
   const [part0] = log.parts, last = () => { log.follows = true; to()(); touch(); };
   return part("Log", filters(query, {level: ["level from", ["debug", "info", "warning", "error"]], grep: ["with",
     "text"]}, query.step && button(`step ${query.step.slice(-40)} ✕`, () => filter({step: ""})),
-    button("First", to("0")), part0 && [button("Earlier", to("", String(part0.first))), button("Later", to(log.next))],
+    button("First", to("0")), part0 && [button("Earlier", to("", part0.first)), button("Later", to(log.next))],
       button("Last", last), faint(log.note)),
     answer?.error && trouble(answer.error), log.box.isConnected ? div({"data-keep": log.key}) : log.box);
 }
@@ -25163,7 +25163,7 @@ const drawCalendar = ([answer]) => drawn(answer, ({days, pipelines, total}) => {
     const count = coming.filter((tick) => Date.parse(tick) >= at && Date.parse(tick) < at + 36e5).length,
       beyond = more && at > Date.parse(coming.at(-1));
     return span({class: `hour ${beyond ? "more" : count ? "due" : ""}`,
-      title: `${clock(at)}: ${beyond ? "and so on" : many(count, "tick")}`}, !beyond && count);
+      title: `${clock(at)}: ${beyond ? "and so on" : many(count, "tick")}`}, beyond ? "" : count || "");
   };
   const heads = {key: "heads", past_days: div("days heads", days.map(({day}) => span("", day.slice(8)))),
     the_coming_24_hours: div("days heads", hours.map((at, i) => span("hour", i % 6 ? "" : clock(at))))};
@@ -25184,8 +25184,10 @@ function drawGraph(edges, word) {  // in five lanes: what flows into the middle 
   const hop = (nodes, from, to) => [...new Set(edges.filter((edge) => nodes.includes(edge[from])).map((edge) =>
     edge[to]))].filter((node) => node !== centre).slice(0, 40);
   const into = hop([centre], 1, 0), out = hop([centre], 0, 1), lanes = [hop(into, 1, 0), into, [centre], out,
-    hop(out, 0, 1)], high = Math.max(...lanes.map((lane) => lane.length)) * 40, spots = new Map(lanes.flatMap((lane,
-    x) => lane.map((node, y) => [`${x} ${node}`, {x: x * 250 + 5, y: (high - lane.length * 40) / 2 + y * 40 + 6}])));
+    hop(out, 0, 1)], high = Math.max(...lanes.map((lane) => lane.length)) * 40, start = lanes.findIndex((lane) =>
+    lane.length);
+  const spots = new Map(lanes.flatMap((lane, x) => lane.map((node, y) => [`${x} ${node}`, {x: (x - start) * 250 + 5,
+    y: (high - lane.length * 40) / 2 + y * 40 + 6}])));
   const curves = [0, 1, 2, 3].flatMap((lane) => edges.map(([a, b]) => [spots.get(`${lane} ${a}`),
     spots.get(`${lane + 1} ${b}`)])).map(([a, b]) => a && b &&
     `M${a.x + 210} ${a.y + 14} C${a.x + 232} ${a.y + 14} ${b.x - 22} ${b.y + 14} ${b.x} ${b.y + 14}`);
@@ -25193,7 +25195,7 @@ function drawGraph(edges, word) {  // in five lanes: what flows into the middle 
     h("svg:a", {href, class: key === `2 ${centre}` && "center"}, h("svg:title", {}, cut(key.slice(4), 500)),
     h("svg:rect", {x, y, width: 210, height: 28, rx: key[2] === "p" ? 14 : 3}), h("svg:text", {x: x + 12, y: y + 19},
     key.length > 30 ? `…${key.slice(-25)}` : key.slice(4)));
-  return h("svg:svg", {width: 1220, height: high + 10, role: "group", "aria-label": "Lineage"},
+  return h("svg:svg", {width: 1220 - start * 250, height: high + 10, role: "group", "aria-label": "Lineage"},
     [...new Set(curves)].map((d) => d && h("svg:path", {d})), [...spots].map((spot) => box(spot)));
 }
 const drawLineage = ([answer, list], {word}) => drawn(answer, ({lineage: uses, unknown}) => {
@@ -25250,8 +25252,7 @@ async function begin() {
     if (why.code === "unavailable") return setTimeout(begin, 1000);
     return login(word ? `${why.message}. ${why.hint ?? ""}` : why.status === 401 ? "" : why.message);
   } finally { if (word) history.replaceState(null, "", "#/"); }
-  document.addEventListener("visibilitychange", () => { if (!document.hidden && me) touch(); });
-  return go();
+  go(); document.addEventListener("visibilitychange", () => { if (!document.hidden && me) touch(); });
 }
 addEventListener("hashchange", () => location.hash.startsWith("#word=") ? location.reload() : go());
 begin();
