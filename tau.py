@@ -3098,8 +3098,8 @@ def start_python(
 
 #: What is packed apart, by its beginning → what it needs besides Part I.  Nobody needs all: the client Parts II and III
 #: (MCP and what follows it now and then), taud Parts III and IV, the fork server and runs Part V.
-PACKS = {"Part II": "Part III", "Part III": "", "16. MCP": "Part II", "Part IV": "Part III", "Part V": ""}
-PACKS["Part VI"] = "Part IV"
+PACKS = {"Part II": "14. Client", "14. Client": "Part III", "Part III": "", "16. MCP": "Part II"}
+PACKS |= {"Part IV": "Part III", "Part V": "", "Part VI": "Part IV"}
 #: Of those that are not loaded, the names that they define, and their marshalled bytecode (see `pack`).
 PACKED: dict[str, tuple[str, bytes]] = {}
 #: The last bytes of such a module, which nothing reads.
@@ -18254,7 +18254,7 @@ OOM_PATH, OOM_SCORE = "/proc/self/oom_score_adj", 500
 
 def prepare_interpreter() -> None:
     """Prepares a run, or a process that forks runs: imports modules before user code can change them."""
-    for part in ("16. MCP", "Part IV", "Part VI"):  # the others have the Client, which a run may use
+    for part in {*PACKED} - {"14. Client", "Part III"}:  # a run may use the Client
         PACKED.pop(part, None)
     write_faults(2)
     for module in (asyncio, fcntl, hashlib, linecache, resource, signal, threading):

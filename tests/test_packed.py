@@ -54,7 +54,7 @@ def script(start: Script) -> Callable[..., str]:
     return run
 
 
-NAMES = ("main", "deploy", "Mcp", "taud", "PipelineContext", "Dashboard")
+NAMES = ("main", "Client", "deploy", "Mcp", "taud", "PipelineContext", "Dashboard")
 LOADED = f"print(*(name for name in {NAMES} if name in vars(tau)))"
 
 
@@ -63,10 +63,10 @@ def test_what_nobody_asks_for_is_not_loaded(script: Callable[..., str]) -> None:
     assert script("print(tau.pack())") == "True"
     assert script(LOADED) == ""
     assert script(f"tau.taud; {LOADED}") == "deploy taud"
-    assert script(f"tau.main(['help']); {LOADED}").endswith("\nmain deploy")
-    assert script(f"tau.main(['help', 'api']); {LOADED}").endswith("\nmain deploy Mcp")
+    assert script(f"tau.main(['help']); {LOADED}").endswith("\nmain Client deploy")
+    assert script(f"tau.main(['help', 'api']); {LOADED}").endswith("\nmain Client deploy Mcp")
     assert script(f"from tau import pipeline; {LOADED}") == "PipelineContext"
-    assert script(f"from tau import Client; {LOADED}") == "main deploy"
+    assert script(f"from tau import Client; {LOADED}") == "Client deploy"
     assert script(f"tau.prepare_interpreter(); {LOADED}; tau.Client") == "PipelineContext"
     assert script(f"import inspect; inspect.getsource(tau.Dashboard); {LOADED}") == "deploy taud Dashboard"
     assert script("print(hasattr(tau, 'nothing'), hasattr(tau, 'sys'))") == "False True"
@@ -114,7 +114,7 @@ def test_no_thread_sees_half_a_part(script: Callable[..., str]) -> None:
     script("tau.pack()")
     code = "import threading; seen = []; sys.setswitchinterval(1e-6)\n"
     code += "def look():\n    while 'main' not in vars(tau): pass\n"
-    code += "    tau.main; seen.append('ThrowAway' in vars(tau))\n"  # first and last of a part
+    code += "    tau.main; seen.append('shrink' in vars(tau))\n"  # first and last of a part
     code += "threads = [threading.Thread(target=look) for _ in range(4)]\n"
     code += "[t.start() for t in threads]; tau.main; [t.join() for t in threads]; print(*seen)"
     assert script(code) == "True True True True"

@@ -141,16 +141,21 @@ def test_calls_go_down_the_page_or_up_into_part_one() -> None:
 
 def test_what_is_packed_uses_what_is_loaded_with_it() -> None:
     """Commands of the client find Part II too, and operations, which run in the daemon, Part IV."""
-    defined, packs = definitions(), module.PACKS
-    needed = {part: {part, need, packs.get(need, ""), ""} for part, need in packs.items()} | {"": {""}}
-    wrong = []
+    defined, wrong = definitions(), []
     for node in tree().body:
         part, decorators = pack_of(node.lineno), getattr(node, "decorator_list", [])
         is_command = any(ast.unparse(decorator).endswith("_here") for decorator in decorators)
-        loaded = needed[part] | ({"Part II" if is_command else "Part IV"} if part == "Part III" else set())
+        loaded = loaded_with(part)
+        if part == "Part III":
+            loaded |= loaded_with("Part II" if is_command else "Part IV")
         names = set(uses(node)) - bound(node)
         wrong += [f"{part}: {name}" for name in names if name in defined and pack_of(defined[name]) not in loaded]
     assert not wrong, "\n".join(wrong)
+
+
+def loaded_with(part: str) -> set[str]:
+    """A part, and what it needs."""
+    return {part, *loaded_with(module.PACKS[part])} if part else {""}
 
 
 def pack_of(line: int) -> str:
