@@ -24815,7 +24815,7 @@ function open(title, ...children) {
 }
 // --- What changes: one stream for all tabs of a browser.  Its leader holds a lock; without locks, each tab polls.
 let cursor = null, state = "", leader = false, pace = 0, waiting = null, busy = false, again = false;
-const channel = new BroadcastChannel(`tau ${PATH}`), feed = [];
+const channel = new BroadcastChannel(`tau ${PATH}`), feed = [], places = new Map();
 const STATES = {live: ["success", "● live"], polling: ["success", "○ asks every 3 s"], lost: ["failed",
   "✗ taud does not answer"], gone: ["failed", "✗ logged out"]};
 function tell(word) {
@@ -24847,7 +24847,7 @@ function listen() {
   else setInterval(() => { if (me && !document.hidden) refresh(); }, 3000);
 }
 // --- Going from screen to screen.
-const places = new Map(), touch = () => { waiting ??= setTimeout(refresh, Math.max(300, 5 * pace)); };
+const touch = () => { if (!document.hidden) waiting ??= setTimeout(refresh, Math.max(300, 5 * pace)); };
 function parse() {
   const {hash} = location, [path, query] = hash.replace(/^#\/?/, "").split("?"), [kind, ...rest] = path.split("/");
   const word = rest.map((word) => { try { return decodeURIComponent(word); } catch { return word; } }).join("/");

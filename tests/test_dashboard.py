@@ -74,6 +74,7 @@ def hostile(ctx, name: str = EVIL):
     ctx.metric("m" * 300, 1.5)
     ctx.check(EVIL + "c" * 300, True)
     rows = [{EVIL: "\\u202e", "id": "\\x1b[31m"}]
+    run, status, took, pipeline = None, 5, -1.5, [EVIL]
     raise ValueError(EVIL + "\\x00 \\u202e" + "long " * 400)
 """
 
@@ -351,6 +352,7 @@ def test_hostile_data_runs_nothing_and_breaks_nothing(person: Person, made: Tau)
     person.sees("⟨1B⟩[2J ⟨0⟩", ".log")
     expect(person.page.locator(".log .c1").first).to_have_text("red")
     person.sees(EVIL, ".message")
+    person.sees(re.compile("run *None *status *5 *took *-1.5"), "section.bad dl")  # not our columns of these names
     person.sees("more characters", ".log")
 
 
@@ -396,6 +398,7 @@ def test_logging_in_and_out_and_a_key_that_is_revoked(made: Tau, chromium: Brows
         someone.goes(path)
         someone.page.wait_for_load_state("networkidle")
         assert someone.page.locator("button").filter(has_text="…").count() == 0
+        someone.sees_not(re.compile("^(false|null|undefined)$"), "td, dd")
     asked = "fetch('ask', {method: 'POST', body: JSON.stringify({calls: [['run', {name: 'many', wait: false}]]})})"
     answer = someone.page.evaluate(f"{asked}.then((answer) => answer.json())")
     assert answer["answers"][0]["error"]["code"] == "forbidden"

@@ -172,6 +172,13 @@ def test_the_page_may_run_nothing_but_its_own_script(web: Tau) -> None:
     assert browser("POST", "/", {})[0] == 405
 
 
+def test_the_page_is_short_and_can_be_read() -> None:
+    texts = module.PAGE_HTML, module.PAGE_CSS, module.PAGE_JS
+    assert sum(len(text.strip().splitlines()) for text in texts) <= 700
+    assert sum(len(text.encode()) for text in texts) < 60_000
+    assert max(len(line) for text in texts for line in text.splitlines()) <= 120
+
+
 def test_a_link_from_elsewhere_leads_to_the_page(web: Tau) -> None:
     assert Browser(web)("GET", "/", origin="", sec_fetch_site="cross-site")[0] == 200
 
@@ -198,7 +205,7 @@ def test_nothing_of_it_is_loaded_before_a_browser_asks(port: bool, expected: str
 def test_a_key_logs_in_and_the_cookie_is_for_the_page_alone(web: Tau) -> None:
     browser = Browser(web)
     key = key_for(web, "looker", "--scope", "read", "--pipelines", "etl_*")
-    who = {"name": "looker", "scope": "read", "pipelines": ["etl_*"]}
+    who = {"name": "looker", "scope": "read", "namespace": "default", "pipelines": ["etl_*"]}
     assert browser.log_in(key=key) == who
     value, *attributes = browser.set.split("; ")
     assert re.fullmatch(r"tau_[0-9a-f]{12}=[\w-]{40,}", value)
@@ -288,6 +295,7 @@ def test_only_who_has_a_scope_opens_a_page_of_it(web: Tau, browser: Browser) -> 
     assert Browser(web).log_in(word=word_of(web)) == {
         "name": browser("GET", "who")[1]["name"],
         "scope": "admin",
+        "namespace": None,
         "pipelines": [],
     }
     address = web("open", **read)["address"]
