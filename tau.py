@@ -15286,10 +15286,11 @@ class Store:
 
     def choose(self, free: int, teams: dict[str, Json]) -> list[Any]:
         """Returns the runs to start, at most *free*: each is the next one of the namespace whose turn it is."""
-        crowd = Crowd(self.sql.rows(LIVE_RUNS), self.settings["backfill_concurrent"])
+        crowd = Crowd(self.sql, self.settings["backfill_concurrent"])
         active = [team for team in teams.values() if team["queued"] or team["due"]]
         waiting = {team["name"]: self.within_quotas(team, free, self.queue(team, free, crowd)) for team in active}
-        self.shares.expect(self.sql.values(RUNNING) if len(teams) > 1 else ())
+        if expected := [*self.shares.ends]:
+            self.shares.expect(self.sql.values(STILL_RUNNING, encode_json(expected)))
         chosen: list[Any] = []
         while waiting and len(chosen) < free:
             name = self.shares.next(waiting)
@@ -15331,13 +15332,15 @@ class Store:
         name, asked, last = team["name"], 0, ""
         if team["due"]:
             yield from self.db.execute(DUE, (name, self.now(), free))
-        for row in self.db.execute(f"{WAITING} ORDER BY {PLACE_IN_QUEUE} LIMIT ?", (name, free + PASSED_MAX)):
+        own = f"{WAITING} AND {OF_NAMESPACE} ORDER BY {PLACE_IN_QUEUE} LIMIT ?"
+        for row in self.db.execute(own, (name, free + PASSED_MAX)):
             asked, last = asked + 1, row["place"]
             if crowd.admit(row):
                 yield row
         if asked == free + PASSED_MAX:
-            heads = f"{WAITING} AND r.run_id IN ({WAITING_HEADS}) AND place > ? ORDER BY place"
-            yield from filter(crowd.admit, self.db.execute(heads, (name, last)))
+            heads = self.db.execute(f"{WAITING} AND r.run_id IN ({WAITING_HEADS}) ORDER BY r.run_id")
+            others = (row for row in heads if row["place"] > last and namespace_of(row["pipeline"]) == name)
+            yield from filter(crowd.admit, others)
 
     def begin_attempt(self, run_id: str, attempt: int, server: Json) -> Json:
         now, stem = self.now(), f"{run_id}.{attempt}"
@@ -15580,26 +15583,24 @@ RETRY_DELAY_MAX_S = 86_400.0
 
 
 class Crowd:
-    """Counts the live runs of each pipeline, by kind and in all (""), and says whether another run may join."""
+    """Says whether a run may join the live ones of its pipeline; counts them where there is a limit."""
 
-    def __init__(self, live: list[Json], backfill_concurrent: int) -> None:
-        self.live: collections.Counter[tuple[str, str]] = collections.Counter()
-        self.backfill_concurrent = backfill_concurrent
-        for row in live:
-            self.join(row, row["runs"])
-
-    def join(self, row: Any, runs: int = 1) -> None:
-        for kind in {row["kind"], ""}:
-            self.live[row["pipeline"], kind] += runs
+    def __init__(self, sql: Sql, backfill_concurrent: int) -> None:
+        self.sql, self.backfill_concurrent = sql, backfill_concurrent
+        self.live: dict[str, collections.Counter[str]] = {}  # pipeline → its live runs, by kind and in all ("")
 
     def admit(self, row: sqlite3.Row) -> bool:
         """Counts a waiting run as live and returns True, if its pipeline's limits allow that."""
-        tick_most = None if row["overlap"] == "allow" else 1
+        name, tick_most = row["pipeline"], None if row["overlap"] == "allow" else 1
         most = {"": row["max_concurrent"], "tick": tick_most, "backfill": self.backfill_concurrent}
-        for kind in {row["kind"], ""}:
-            if most[kind] is not None and self.live[row["pipeline"], kind] >= most[kind]:
-                return False
-        self.join(row)
+        limited = [kind for kind in {row["kind"], ""} if most[kind] is not None]
+        if limited and name not in self.live:
+            counts = self.live[name] = collections.Counter(dict(self.sql.db.execute(LIVE_RUNS, (name,)).fetchall()))
+            counts[""] = counts.total()
+        if any(self.live[name][kind] >= most[kind] for kind in limited):
+            return False
+        for kind in limited:
+            self.live[name][kind] += 1
         return True
 
 
@@ -15662,8 +15663,8 @@ KIND = "CASE trigger WHEN 'schedule' THEN 'tick' WHEN 'catchup' THEN 'tick' WHEN
 #: After this many queued runs that may not begin, the oldest run of each pipeline is looked at.
 PASSED_MAX = 100
 LIVE_RUNS = (
-    f"SELECT pipeline, {KIND} AS kind, count(*) AS runs"
-    " FROM runs INDEXED BY runs_live WHERE status IN ('running', 'retrying') GROUP BY 1, 2"
+    f"SELECT {KIND} AS kind, count(*) FROM runs INDEXED BY runs_by_status"
+    " WHERE pipeline = ? AND status IN ('running', 'retrying') GROUP BY 1"
 )
 #: SQL: the place of a waiting run `r` among those of its namespace, which is that of its id.
 PLACE_IN_QUEUE = "coalesce(r.rank, r.run_id)"
@@ -15672,21 +15673,21 @@ WAITING = (
     " json_extract(v.options, '$.max_concurrent') AS max_concurrent,"
     " coalesce(json_extract(s.options, '$.overlap'), 'skip') AS overlap FROM runs r"
     " JOIN live v ON v.pipeline = r.pipeline LEFT JOIN schedules s ON s.pipeline = r.pipeline"
-    f" WHERE r.status = 'queued' AND {OF_NAMESPACE}"
+    " WHERE r.status = 'queued'"
 )
 #: Retries of a namespace whose time has come.
 DUE = (
     "SELECT run_id, attempt + 1 AS attempt, pipeline, version FROM runs r INDEXED BY runs_due"
     f" WHERE status = 'retrying' AND {OF_NAMESPACE} AND retry_at <= ? ORDER BY retry_at, run_id LIMIT ?"
 )
-RUNNING = "SELECT run_id FROM runs INDEXED BY runs_live WHERE status IN ('running', 'retrying') AND status = 'running'"
+STILL_RUNNING = "SELECT run_id FROM runs WHERE status = 'running' AND run_id IN (SELECT value FROM json_each(?))"
 #: How long the last successes of a pipeline took in their last attempts, on average.
 LASTS = """SELECT avg(duration_ms) FROM (SELECT a.duration_ms FROM runs r JOIN attempts a USING (run_id, attempt)
     WHERE r.pipeline = ? AND r.status = 'success' ORDER BY r.run_id DESC LIMIT 5)"""
 #: The namespaces that have runs under way; `due` says whether a retry's time has come.
 TEAMS = f"""
     SELECT n.name, n.options, queued, running, retrying > 0 AND EXISTS (SELECT 1 FROM runs r INDEXED BY runs_due
-        WHERE status = 'retrying' AND {NAMESPACE_OF.format("r.pipeline")} = n.name AND retry_at <= ?) AS due FROM (
+        WHERE status = 'retrying' AND {NAMESPACE_OF.format("r.pipeline")} = +n.name AND retry_at <= ?) AS due FROM (
         SELECT namespace, total(runs) FILTER (WHERE status = 'queued') AS queued, total(runs) FILTER
         (WHERE status = 'running') AS running, total(runs) FILTER (WHERE status = 'retrying') AS retrying
         FROM totals GROUP BY namespace) JOIN namespaces n ON n.name = namespace WHERE queued + running + retrying > 0
