@@ -291,6 +291,7 @@ NAMESPACE_OPTIONS |= {
 }
 #: The quotas at which new runs are refused; at the others they wait.
 REFUSING = ("max_queued", "runs_per_day", "disk_bytes")
+QUOTAS = (*REFUSING, "max_running", "memory_bytes")
 #: At this share of such a quota there is an event.
 NEAR = 0.8
 #: Whether the agent may mend a pipeline by itself; else the settings say it.
@@ -7656,7 +7657,7 @@ def namespace_show(call: Call, name: NamespaceName | None = None) -> Json:
     store = call.daemon.store
     store.disk[row["name"]] = disk_used(store.home, call.ask, row["name"])
     about = {"name": row["name"], "created_at": row["created_at"], **row["options"]}
-    return about | {"used": store.used(call.ask, row)}
+    return about | {"used": {quota: store.used(call.ask, row, quota) for quota in QUOTAS}}
 
 
 @admin
@@ -15109,9 +15110,7 @@ class Store:
         """Counts a run that is about to be queued in the quotas of its namespace; a TauError if they forbid it."""
         row = self.sql.namespace(namespace_of(name))
         demand_memory(name, options.get("memory") or self.settings["memory_bytes"], row["options"]["memory_bytes"])
-        if not any(row["options"][quota] for quota in REFUSING):
-            return
-        quotas = {it["quota"]: it for it in self.quotas(self.sql, row) if it["quota"] in REFUSING}
+        quotas = {it["quota"]: it for it in self.quotas(self.sql, row, REFUSING)}
         for it in quotas.values():
             if it["used"] >= it["limit"]:
                 message = f"namespace '{row['name']}' has used up {it['quota']}: {it['used']:,} of {it['limit']:,}"
@@ -15131,26 +15130,27 @@ class Store:
             self.remember("near", {other: day for other, day in told.items() if day == today} | {key: today})
             self.event("quota.near", name, None, quota)
 
-    def quotas(self, ask: Questions, namespace: Json) -> list[Json]:
+    def quotas(self, ask: Questions, namespace: Json, among: Sequence[str] = QUOTAS) -> list[Json]:
         """Returns the quotas that a namespace has, with what is used of each."""
         midnight = rfc3339((self.clock.time() // DAY_S + 1) * DAY_S)
+        had = [{"quota": quota, "limit": namespace["options"][quota]} for quota in among]
         return [
-            {"quota": quota, "limit": limit, "used": used, "resets_at": midnight if quota == "runs_per_day" else None}
-            for quota, used in self.used(ask, namespace).items()
-            if (limit := namespace["options"][quota])
+            it | {"used": self.used(ask, namespace, quota), "resets_at": midnight if quota == "runs_per_day" else None}
+            for it in had
+            if it["limit"] and (quota := it["quota"])
         ]
 
-    def used(self, ask: Questions, namespace: Json) -> Json:
-        """Returns quota → what a namespace uses of it, or would if it had one."""
+    def used(self, ask: Questions, namespace: Json, quota: str) -> int:
+        """Returns what a namespace uses of a quota, or would if it had that."""
         name, now = namespace["name"], self.clock.time()
-        counts, counted = ask.totals(name), namespace["day"] == rfc3339(now)[:10]
-        return {
-            "max_running": counts["running"],
-            "max_queued": counts["queued"],
-            "runs_per_day": namespace["day_runs"] if counted else ask.runs_since(name, now // DAY_S * DAY_S),
-            "disk_bytes": self.disk.get(name, 0),
-            "memory_bytes": ask.memory_used(name, self.settings["memory_bytes"]),
-        }
+        if quota == "disk_bytes":
+            return self.disk.get(name, 0)
+        if quota == "memory_bytes":
+            return ask.memory_used(name, self.settings["memory_bytes"])
+        if quota == "runs_per_day":
+            counted = namespace["day"] == rfc3339(now)[:10]
+            return int(namespace["day_runs"] if counted else ask.runs_since(name, now // DAY_S * DAY_S))
+        return ask.totals(name)[{"max_running": "running", "max_queued": "queued"}[quota]]
 
     def save_namespace(self, name: str, given: Json, is_new: bool, actor: str) -> Json:
         """Makes a namespace, or changes what it may have, and returns that; a TauError if there is no such thing."""
@@ -15611,7 +15611,7 @@ class Shares:
     """
 
     def __init__(self) -> None:
-        self.taken: dict[str, float] = {}
+        self.taken: dict[str, float] = collections.defaultdict(float)
         self.at = 0.0  # when they were looked at last
         self.teams: dict[str, Json] = {}  # what there was
         self.wanting: set[str] = set()  # who had runs to start
@@ -15621,11 +15621,12 @@ class Shares:
     def look(self, now: float, teams: dict[str, Json]) -> None:
         """Counts what was taken since the last look.  Who comes back has saved nothing up."""
         for name, team in self.teams.items():
-            self.taken[name] = self.taken.get(name, 0.0) + team["running"] * (now - self.at) / self.weight(name)
+            self.taken[name] += team["running"] * (now - self.at) / self.weight(name)
         wanting = {name for name, team in teams.items() if team["queued"] or team["due"]}
         stayed = [self.taken[name] for name in wanting & self.wanting]
         least = min(stayed, default=max(self.taken.values(), default=0.0))
-        self.taken |= {name: max(self.taken.get(name, 0.0), least) for name in wanting - self.wanting}
+        for name in wanting - self.wanting:
+            self.taken[name] = max(self.taken[name], least)
         self.at, self.teams, self.wanting = now, teams, wanting
 
     def weight(self, name: str) -> float:
@@ -15640,10 +15641,8 @@ class Shares:
 
     def next(self, names: Iterable[str]) -> str:
         """Returns who is to have the next slot: who has none, and then who has taken least."""
-        return min(names, key=self.turn)
-
-    def turn(self, name: str) -> tuple[bool, float]:
-        return self.teams[name]["running"] > 0, self.taken[name] + self.ahead[name] / self.weight(name)
+        taken = {name: self.taken[name] + self.ahead[name] / self.weight(name) for name in names}
+        return min(taken, key=lambda name: (self.teams[name]["running"] > 0, taken[name]))
 
     def sit_out(self, name: str) -> None:
         """None of its runs may begin: until that changes it saves nothing up."""
@@ -15688,8 +15687,8 @@ LASTS = """SELECT avg(duration_ms) FROM (SELECT a.duration_ms FROM runs r JOIN a
 TEAMS = f"""
     SELECT n.name, n.options, queued, running, retrying > 0 AND EXISTS (SELECT 1 FROM runs r INDEXED BY runs_due
         WHERE status = 'retrying' AND {NAMESPACE_OF.format("r.pipeline")} = +n.name AND retry_at <= ?) AS due FROM (
-        SELECT namespace, total(runs) FILTER (WHERE status = 'queued') AS queued, total(runs) FILTER
-        (WHERE status = 'running') AS running, total(runs) FILTER (WHERE status = 'retrying') AS retrying
+        SELECT namespace, sum(iif(status = 'queued', runs, 0)) AS queued, sum(iif(status = 'running', runs, 0)) AS
+        running, sum(iif(status = 'retrying', runs, 0)) AS retrying
         FROM totals GROUP BY namespace) JOIN namespaces n ON n.name = namespace WHERE queued + running + retrying > 0
 """
 #: The oldest queued run of each pipeline, found by one step in the index.

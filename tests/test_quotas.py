@@ -54,7 +54,8 @@ async def refused(world: World, quota: str, name: str = "acme/p") -> dict[str, A
 
 def used(world: World) -> dict[str, int]:
     """What `tau namespace show` says."""
-    return dict(world.store.used(world.store.sql, world.store.sql.namespace("acme")))
+    sql = world.store.sql
+    return {quota: world.store.used(sql, sql.namespace("acme"), quota) for quota in module.QUOTAS}
 
 
 def test_a_daily_quota_is_used_up_and_comes_back_at_midnight(tmp_path: Path) -> None:

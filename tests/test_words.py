@@ -37,6 +37,7 @@ def test_errors_have_their_code_number_and_exit() -> None:
         "conflict": 5,
         "unproven": 5,
         "queue_full": 5,
+        "quota": 5,
         "storage_full": 5,
         "unavailable": 6,
         "internal": 9,
