@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau
+from conftest import eventually, make_home, running
 from test_scheduler import DAY, HOUR, World
 
 import tau as module
@@ -237,22 +237,33 @@ def test_the_head_of_a_queue_is_found_without_its_neighbours(tmp_path: Path) -> 
     in_slots(2, story, a=1, b=1)
 
 
-QUICK = """
+PIPELINES = """
 import time
 from tau import pipeline
 
-@pipeline(priority=4)
+@pipeline(priority=1)
 def quick(ctx):
-    time.sleep(0.2)
+    pass
+
+@pipeline
+def endless(ctx):
+    while True:
+        time.sleep(0.05)
 """
 
 
-def test_the_queue_of_one_team_does_not_hold_up_another(fresh: Tau) -> None:
-    path = fresh.write(QUICK)
-    for name in ("acme", "beta"):
-        fresh("namespace", "create", name)
-        fresh("deploy", path, "--namespace", name)
-    for _ in range(150):
-        fresh.call("run", name="acme/quick", wait=False)
-    fresh("run", "beta/quick")
-    assert fresh.call("namespace_show", name="acme")["used"]["max_queued"] > 0
+def test_the_queue_of_one_team_does_not_hold_up_another() -> None:
+    with running(make_home("[scheduler]\nmax_concurrent = 2\n[daemon]\nstop_grace_s = 0.5\n")) as tau:
+        path = tau.write(PIPELINES)
+        for name in ("acme", "beta"):
+            tau("namespace", "create", name)
+            tau("deploy", path, "--namespace", name)
+        ids = [tau.call("run", name="acme/endless", wait=False)["run_id"] for _ in range(100)]
+        eventually(lambda: tau.call("namespace_show", name="acme")["used"]["max_running"] == 2)
+        begun = [tau.call("run", name="beta/quick", wait=False)["run_id"] for _ in range(3)]
+        tau("cancel", ids[0])  # the slot that becomes free is theirs, though others wait for longer
+        ended = [tau("wait", run_id)["finished_at"] for run_id in begun]
+        later = eventually(lambda: tau.call("inspect", run_id=ids[2])["started_at"])
+        assert max(ended) <= later
+        for run_id in ids[1:]:
+            tau.call("cancel", run_id=run_id)
