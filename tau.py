@@ -6742,7 +6742,7 @@ async def status(call: Call) -> Json:
         "strangers": 0 if caller.is_limited else len(daemon.listeners.strangers),
         "storage": {"free_bytes": disk.f_bavail * disk.f_frsize, "refused_at": daemon.store.database.refused_at},
         "stopping": daemon.stopping,
-        "warnings": [*daemon.warnings.values()],
+        "warnings": [] if caller.is_limited else [*daemon.warnings.values()],
         "warm": [] if caller.is_limited else [omit(row, ("forced",)) for row in daemon.runner.starter.warm],
         "task_failures": [] if caller.is_limited else [*daemon.store.metrics.failures.values()],
     }
@@ -7754,10 +7754,11 @@ def words_of(call: Call, namespace: str) -> tuple[Json, list[str]]:
     of |= {"place": [use["place"] for use in uses if use["place"]], "chain": names, "namespace": [namespace]}
     words: Json = {kind: some[-1] for kind, some in of.items() if some}
     words |= {"beginning": words["run"][:-1]} if runs else {}
-    marks = {encode_json(word) for kind in ("pipeline", "namespace", "recipient") for word in of[kind]}
+    bare = itertools.chain(*(of[kind] for kind in ("pipeline", "namespace", "recipient")))
+    marks = {encode_json(word) for word in bare if "/" not in word}
     marks |= {word for word in itertools.chain(*of.values()) if "/" in word or word in {*of["run"], *of["incident"]}}
     said = encode_json(schema(call))  # which has many words that a pipeline may have
-    words |= {"pattern": f"{namespace}/*", "cursor": max(ask.last_event() - len(runs), 0)}
+    words |= {"pattern": full_name("*", namespace), "cursor": max(ask.last_event() - len(runs), 0)}
     return words, [mark for mark in marks if mark not in said]
 
 
@@ -11683,8 +11684,9 @@ class Deployment:
     async def load(self, name: str | None = None) -> list[Json]:
         """Returns the pipelines of all entries, or only *name*; raises LoadFailed if there is none."""
         pipelines = []
+        if where := full_name(name, self.caller.home) if name else None:
+            self.demand_sight(where)  # before any code runs as that pipeline's
         for entry in self.entries:
-            where = full_name(name, self.caller.home) if name else None
             if not (rows := await self.ask(entry, {"kind": "load", "pipeline": where})):
                 hint = "decorate a function: @pipeline, def hello(ctx): ...; `tau help authoring` shows how"
                 raise LoadFailed(f"{entry} has no @pipeline", hint, kind="load", file=entry)
@@ -11695,16 +11697,18 @@ class Deployment:
         for row in pipelines:
             row["name"] = full_name(row["name"], self.caller.home)
             row["after"] = [full_name(upstream, self.caller.home) for upstream in row["after"]]
-        pipelines = choose(pipelines, name and full_name(name, self.caller.home))
+        pipelines = choose(pipelines, where)
         for row in pipelines:
             if row["schedule"] is not None:
                 await asyncio.to_thread(self.check_cron, row)  # to find the next date may take 30 ms
             room = Room.of(self.daemon.store, row["name"])
             demand_executor(row["executor"], self.daemon.settings["executors"], row["environment"], room.options)
-            if not self.caller.sees(row["name"]):
-                message = f"'{self.caller.name}' is for {self.caller.reach}, not '{row['name']}'"
-                raise Forbidden(message, "`tau list` shows what this key sees")
+            self.demand_sight(row["name"])
         return pipelines
+
+    def demand_sight(self, name: str) -> None:
+        if not self.caller.sees(name):
+            raise Forbidden(f"'{self.caller.name}' is for {self.caller.reach}, not '{name}'", SEEN_HINT)
 
     async def like(self, call: Call, name: str | None, run_id: str | None) -> None:
         """From now on files are loaded and rehearsed as if the run *run_id* of the pipeline were theirs."""

@@ -228,6 +228,31 @@ def test_a_key_of_another_namespace_cannot_be_revoked(teams: Teams) -> None:
         assert json.loads(ask("version", {}))["result"]
 
 
+def test_no_code_runs_as_that_of_another_namespace(teams: Teams) -> None:
+    mark = teams.tau.work / "loaded"
+    text = (
+        f"from pathlib import Path\nfrom tau import pipeline\nPath({str(mark)!r}).touch()\n@pipeline\ndef it(ctx): ..."
+    )
+    with teams.by_http(teams.keys["acme"]["operate"]) as ask:
+        for name in (f"orca/{MARK}_orders", "orca/new", "nobody/new"):
+            told = json.loads(ask("deploy", {"files": [{"path": "it.py", "text": text}], "name": name}))["error"]
+            assert told["message"] == f"'acme/own_operate' is for namespace acme, not '{name}'"
+            assert not mark.exists()
+        ask("check", {"files": [{"path": "it.py", "text": text}]})
+        assert mark.exists()
+
+
+def test_a_word_for_a_namespace_opens_none(teams: Teams) -> None:
+    with socket.create_connection(("127.0.0.1", teams.tau.port), PATIENCE_S) as line:
+        told = []
+        for name in ("orca", "orcz", "default"):
+            ask = teams.by_lines(line, {"namespace": name})
+            told.append(ask("hello", {"api_key": teams.keys["acme"]["admin"]}) if not told else "")
+            told.append(ask("list", {}).replace(name, "…"))
+        assert told[1] == told[3] == told[5]
+        assert json.loads(told[1])["error"]["data"]["code"] == "not_found"
+
+
 def test_an_idempotency_key_is_a_word_of_one_namespace(teams: Teams) -> None:
     with teams.by_tcp(teams.keys["acme"]["operate"]) as ask:
         told = ask("run", {"name": "own_orders", "key": f"{MARK}-1", "wait": True})

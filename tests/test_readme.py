@@ -390,11 +390,13 @@ def test_the_commands_about_the_network_work(home: Tau) -> None:
         )
         assert (done.returncode, done.stderr) == (0, ""), line
         assert done.stdout.strip() == "ready" or json.loads(done.stdout), line
-    (block,) = [block for block in blocks("bash") if "tau key create" in block]
-    for line in block.splitlines():
+    commands_of = [block for block in blocks("bash") if block.startswith(("tau key create", "tau namespace create"))]
+    home.write("from tau import pipeline\n@pipeline\ndef orders(ctx): ...\n", "orders.py")
+    for line in "".join(commands_of).splitlines():
         _, *words = shlex.split(line, comments=True)
         assert home.command(*words).exit == 0, line
     assert [(one["name"], one["status"]) for one in home("key", "list")["keys"]] == [
+        ("acme/ci", "live"),
         ("ci", "revoked"),
         ("dashboard", "live"),
     ]
