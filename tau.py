@@ -7708,8 +7708,10 @@ async def namespace_audit(call: Call, asks: NamespaceName, owns: NamespaceName) 
         caller = Caller(full_name("audit", asks), scope, namespace=asks)
         told = await heard_by(call, caller, entry, given)
         missing = told if given == like else await heard_by(call, caller, entry, like)
-        leaked = [mark for mark in marks if mark in told and mark not in encode_json(given)]
-        is_other = without_words(told, words.get(kind)) != without_words(missing, word_of_nobody(words.get(kind)))
+        word = words.get(kind, "")
+        asked = encode_json([given, full_name(str(word), DEFAULT_NAMESPACE)])
+        leaked = [mark for mark in marks if mark in told and mark not in asked]
+        is_other = without_words(told, word) != without_words(missing, word_of_nobody(word))
         is_other |= kind != "asked" and told.startswith(WOULD_WRITE)
         verdict = "LEAK" if leaked or is_other else "refused" if told.startswith(NOT_TOLD) else "nothing"
         if verdict == "LEAK":
@@ -7753,12 +7755,14 @@ def words_of(call: Call, namespace: str) -> tuple[Json, list[str]]:
     of |= {"incident": [row["incident"] for row in incidents], "secret": secrets_below(folder), "letter": letters}
     of |= {"place": [use["place"] for use in uses if use["place"]], "chain": names, "namespace": [namespace]}
     words: Json = {kind: some[-1] for kind, some in of.items() if some}
+    words |= {kind: short_name(words[kind], "") for kind in ("pipeline", "key", "chain") if kind in words}
     words |= {"beginning": words["run"][:-1]} if runs else {}
+    words |= {"pattern": f"{namespace}/*"} if namespace != DEFAULT_NAMESPACE else {}
     bare = itertools.chain(*(of[kind] for kind in ("pipeline", "namespace", "recipient")))
     marks = {encode_json(word) for word in bare if "/" not in word}
     marks |= {word for word in itertools.chain(*of.values()) if "/" in word or word in {*of["run"], *of["incident"]}}
     said = encode_json(schema(call))  # which has many words that a pipeline may have
-    words |= {"pattern": full_name("*", namespace), "cursor": max(ask.last_event() - len(runs), 0)}
+    words |= {"cursor": max(ask.last_event() - len(runs), 0)}
     return words, [mark for mark in marks if mark not in said]
 
 
@@ -7797,7 +7801,9 @@ def word_of_nobody(word: Any) -> Any:
 
 def without_words(told: str, word: Any) -> str:
     """Returns what was told without the word, and without the hint, which may be a word that looks alike."""
-    return told.partition("\n")[0].replace(str(word), "…")
+    for form in (str(word), full_name(str(word), DEFAULT_NAMESPACE)) if word else ():
+        told = told.replace(form, "…")
+    return told.partition("\n")[0]
 
 
 async def heard_by(call: Call, caller: Caller, entry: Operation, given: Json) -> str:

@@ -61,6 +61,8 @@ class Teams:
             tau.deploy(SOURCE.format(mark=mark, upper=mark.upper()), f"{mark}.py", "--namespace", name)
             tau("run", f"{name}/{mark}_orders", "--key", f"{mark}-1")
             eventually(lambda name=name: self.of(name, "errors")["incidents"])
+        tau.deploy("from tau import pipeline\n@pipeline\ndef plain_orders(ctx): ...\n", "plain.py")
+        tau("run", "plain_orders")
         eventually(lambda: not tau.call("status")["slots"]["used"])
         self.ids = [row["run_id"] for row in self.of("orca", "runs")["runs"]]
         self.ids += [row["incident"] for row in self.of("orca", "errors")["incidents"]]
@@ -357,7 +359,7 @@ def test_a_key_without_a_namespace_is_good_for_the_default_one_only(teams: Teams
     for scope in ("operate", "admin"):
         key = teams.tau("key", "create", f"plain-{scope}", "--scope", scope)["key"]
         with teams.by_http(key) as ask:
-            assert json.loads(ask("list", {}))["result"]["pipelines"] == []
+            assert [row["name"] for row in json.loads(ask("list", {}))["result"]["pipelines"]] == ["plain_orders"]
             for method, params in (("shutdown", {}), ("prune", {}), ("namespace_create", {"name": "more"})):
                 assert json.loads(ask(method, params))["error"]["data"]["code"] == "forbidden"
             teams.check(ask("namespace_list", {}) + ask("status", {}) + ask("events", {"since": 0}))
