@@ -11714,7 +11714,9 @@ class Deployment:
 
     def demand_sight(self, name: str) -> None:
         if not self.caller.sees(name):
-            raise Forbidden(f"'{self.caller.name}' is for {self.caller.reach}, not '{name}'", SEEN_HINT)
+            raise Forbidden(
+                f"'{self.caller.name}' is for {self.caller.reach}, not '{name}'", "`tau list` shows what it sees"
+            )
 
     async def like(self, call: Call, name: str | None, run_id: str | None) -> None:
         """From now on files are loaded and rehearsed as if the run *run_id* of the pipeline were theirs."""
@@ -13971,7 +13973,8 @@ class Agenda:
             return (is_near and other in known) or self.sql.shares(other, name)
 
         for name, upstream in [(name, it) for name, some in after.items() for it in some if not may_follow(name, it)]:
-            hint = did_you_mean(upstream, known, f"deploy '{upstream}' first, or with it")
+            near = [it for it in known if namespace_of(it) == namespace_of(upstream)]
+            hint = did_you_mean(upstream, near, f"deploy '{upstream}' first, or with it")
             raise BadRequest(f"'{name}' comes after '{upstream}': no such pipeline", hint)
         sorter = graphlib.TopologicalSorter(after)
         for row in self.sql.rows("SELECT pipeline, comes_after FROM chains"):
