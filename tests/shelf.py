@@ -33,7 +33,8 @@ class Shelf:
         """A library of one module, in place of its older version."""
         for old in self.folder.glob(f"{name}-*.dist-info"):
             shutil.rmtree(old)
-        shutil.rmtree(self.folder / "__pycache__", ignore_errors=True)  # written in this second, it would be taken
+        for cache in self.folder.glob(f"__pycache__/{name}.*"):
+            cache.unlink()  # what is written in this second would pass for it
         about = self.folder / f"{name}-{version}.dist-info"
         about.mkdir()
         (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
