@@ -25004,9 +25004,9 @@ function extend(log, {lines, first, next, total, log_dropped: dropped}) {
   return log.follows && lines.length >= 150;
 }
 function fill(log, body, lines) {  // few in a frame, so that the browser stays quick; the next knows their height
-  if (lines.length) body.append(div({"--lines": Math.min(50, lines.length)}, lines.slice(0, 50).map(drawLine)));
+  if (lines.length) body.append(div({"--lines": Math.min(100, lines.length)}, lines.slice(0, 100).map(drawLine)));
   if (log.follows) log.box.scrollTop = log.box.scrollHeight;
-  if (lines.length) requestAnimationFrame(() => fill(log, body, lines.slice(50)));
+  if (lines.length) requestAnimationFrame(() => fill(log, body, lines.slice(100)));
 }
 function drawLine({at, level, step, message, fields, repeated}) {
   const clock = mode === "UTC" ? at.slice(11, 23) : `${local(at).slice(11)}${at.slice(19, 23)}`;
@@ -25213,7 +25213,7 @@ function drawGraph(edges, word) {  // in five lanes: what flows into the middle 
 }
 const drawLineage = ([answer, list], {word}) => drawn(answer, ({lineage: uses, unknown}) => {
   if (!word) return [drawUses(uses), unknown.length > 0 && p("faint",
-    `Of places unknown to Tau: ${unknown.slice(0, 50).join(", ")}`)];
+    `Of places unknown to Tau: ${unknown.slice(0, 100).join(", ")}`)];
   const flows = uses.flatMap(({place, writes, reads}) => [...writes.map((by) => [`p ${by.pipeline}`, `d ${place}`]),
     ...reads.map((by) => [`d ${place}`, `p ${by.pipeline}`])]);
   const starts = list.result?.pipelines.flatMap((row) => row.upstream.map((up) => [`p ${up}`, `p ${row.name}`])) ?? [];
