@@ -14259,7 +14259,8 @@ def disk_used(home: str, ask: Questions, namespace: str) -> int:
     for folder in (os.path.join(home, "memos"), os.path.join(home, "runs")):
         own = (name for name in names_below(folder) if namespace_of(ask.owner(name.partition(".")[0])) == namespace)
         places += (os.path.join(folder, name) for name in own)
-    return sum(map(tree_bytes, places)) + int(ask.value(ROW_BYTES, namespace=namespace))
+    asked = [SOURCE_BYTES, *(ROW_BYTES.format(*table) for table in LONG_TEXTS.items())]
+    return sum(map(tree_bytes, places)) + sum(int(ask.value(each, namespace)) for each in asked)
 
 
 def tree_bytes(path: str) -> int:
@@ -14272,27 +14273,18 @@ def tree_bytes(path: str) -> int:
     return taken
 
 
-#: Table → its texts that may be long.
+#: Table → its texts that may be long; and what they take, of the runs of a namespace.
 LONG_TEXTS = {
-    "runs": "params || coalesce(result, '') || coalesce(error, '')",
-    "attempts": "coalesce(process, '') || coalesce(error, '')",
-    "logs": "message || coalesce(fields, '')",
-    "steps": "path || coalesce(columns, '') || coalesce(places, '')",
-    "observations": "data",
-    "events": "data",
+    "runs": "t.params || coalesce(t.result, '') || coalesce(t.error, '')",
+    "attempts": "coalesce(t.process, '') || coalesce(t.error, '')",
+    "logs": "t.message || coalesce(t.fields, '')",
+    "steps": "t.path || coalesce(t.columns, '') || coalesce(t.places, '')",
+    **dict.fromkeys(("observations", "events"), "t.data"),
 }
-ROW_BYTES = f"""
-    WITH own AS MATERIALIZED (
-        SELECT name AS pipeline FROM pipelines WHERE {NAMESPACE_OF.format("name")} = :namespace
-    ), these AS MATERIALIZED (SELECT run_id FROM own JOIN runs USING (pipeline))
-    SELECT (SELECT total(length(content)) FROM sources WHERE sha256 IN (SELECT sha256 FROM own JOIN versions USING
-    (pipeline))) + {{}}
-""".format(
-    " + ".join(
-        f"(SELECT total(length({texts}) + 100) FROM these CROSS JOIN {table} USING (run_id))"
-        for table, texts in LONG_TEXTS.items()
-    )
-)
+ROW_BYTES = "SELECT total(length({1}) + 100) FROM pipelines p CROSS JOIN runs r ON r.pipeline = p.name CROSS JOIN {0} t"
+ROW_BYTES += f" USING (run_id) WHERE {NAMESPACE_OF.format('p.name')} = ?"
+SOURCE_BYTES = "SELECT total(length(content)) FROM sources WHERE sha256 IN (SELECT sha256 FROM versions WHERE "
+SOURCE_BYTES += f"{NAMESPACE_OF.format('pipeline')} = ?)"
 
 
 # --- 35. Retention ------------------------------------------------------------------------
@@ -15309,7 +15301,7 @@ class Store:
             name = self.shares.next(waiting)
             if (row := next(waiting[name], None)) is None:
                 del waiting[name]
-                self.shares.sit_out(name)
+                self.shares.wanting.discard(name)  # until one of its runs may begin, it saves nothing up
                 continue
             chosen.append(row)
             lasts = self.sql.value(LASTS, row["pipeline"]) if len(teams) > 1 else 0.0
@@ -15634,16 +15626,13 @@ class Shares:
     def look(self, now: float, teams: dict[str, Json]) -> None:
         """Counts what was taken since the last look.  Who comes back has saved nothing up."""
         for name, team in self.teams.items():
-            self.taken[name] += team["running"] * (now - self.at) / self.weight(name)
+            self.taken[name] += team["running"] * (now - self.at) / team["weight"]
         wanting = {name for name, team in teams.items() if team["queued"] or team["due"]}
         stayed = [self.taken[name] for name in wanting & self.wanting]
         least = min(stayed, default=max(self.taken.values(), default=0.0))
         for name in wanting - self.wanting:
             self.taken[name] = max(self.taken[name], least)
         self.at, self.teams, self.wanting = now, teams, wanting
-
-    def weight(self, name: str) -> float:
-        return float(self.teams[name]["options"].get("weight", 1))
 
     def expect(self, running: Collection[str]) -> None:
         """Forgets what was expected of runs other than these."""
@@ -15654,12 +15643,8 @@ class Shares:
 
     def next(self, names: Iterable[str]) -> str:
         """Returns who is to have the next slot: who has none, and then who has taken least."""
-        taken = {name: self.taken[name] + self.ahead[name] / self.weight(name) for name in names}
+        taken = {name: self.taken[name] + self.ahead[name] / self.teams[name]["weight"] for name in names}
         return min(taken, key=lambda name: (self.teams[name]["running"] > 0, taken[name]))
-
-    def sit_out(self, name: str) -> None:
-        """None of its runs may begin: until that changes it saves nothing up."""
-        self.wanting.discard(name)
 
     def begin(self, name: str, run_id: str, lasts: float) -> None:
         self.teams[name]["running"] += 1
@@ -15698,8 +15683,9 @@ LASTS = """SELECT avg(duration_ms) FROM (SELECT a.duration_ms FROM runs r JOIN a
     WHERE r.pipeline = ? AND r.status = 'success' ORDER BY r.run_id DESC LIMIT 5)"""
 #: The namespaces that have runs under way; `due` says whether a retry's time has come.
 TEAMS = f"""
-    SELECT n.name, n.options, queued, running, retrying > 0 AND EXISTS (SELECT 1 FROM runs r INDEXED BY runs_due
-        WHERE status = 'retrying' AND {NAMESPACE_OF.format("r.pipeline")} = +n.name AND retry_at <= ?) AS due FROM (
+    SELECT n.name, n.options, coalesce(n.options ->> '$.weight', 1) AS weight, queued, running,
+        retrying > 0 AND EXISTS (SELECT 1 FROM runs r INDEXED BY runs_due WHERE status = 'retrying'
+        AND {NAMESPACE_OF.format("r.pipeline")} = +n.name AND retry_at <= ?) AS due FROM (
         SELECT namespace, sum(iif(status = 'queued', runs, 0)) AS queued, sum(iif(status = 'running', runs, 0)) AS
         running, sum(iif(status = 'retrying', runs, 0)) AS retrying
         FROM totals GROUP BY namespace) JOIN namespaces n ON n.name = namespace WHERE queued + running + retrying > 0
