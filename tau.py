@@ -14259,7 +14259,7 @@ def disk_used(home: str, ask: Questions, namespace: str) -> int:
     for folder in (os.path.join(home, "memos"), os.path.join(home, "runs")):
         own = (name for name in names_below(folder) if namespace_of(ask.owner(name.partition(".")[0])) == namespace)
         places += (os.path.join(folder, name) for name in own)
-    asked = [SOURCE_BYTES, *(ROW_BYTES.format(*table) for table in LONG_TEXTS.items())]
+    asked: list[str] = [BYTES_OF_SOURCES, *(BYTES_OF_ROWS.format(*table) for table in LONG_TEXTS.items())]
     return sum(map(tree_bytes, places)) + sum(int(ask.value(each, namespace)) for each in asked)
 
 
@@ -14281,10 +14281,12 @@ LONG_TEXTS = {
     "steps": "t.path || coalesce(t.columns, '') || coalesce(t.places, '')",
     **dict.fromkeys(("observations", "events"), "t.data"),
 }
-ROW_BYTES = "SELECT total(length({1}) + 100) FROM pipelines p CROSS JOIN runs r ON r.pipeline = p.name CROSS JOIN {0} t"
-ROW_BYTES += f" USING (run_id) WHERE {NAMESPACE_OF.format('p.name')} = ?"
-SOURCE_BYTES = "SELECT total(length(content)) FROM sources WHERE sha256 IN (SELECT sha256 FROM versions WHERE "
-SOURCE_BYTES += f"{NAMESPACE_OF.format('pipeline')} = ?)"
+BYTES_OF_ROWS = (
+    "SELECT total(length({1}) + 100) FROM pipelines p CROSS JOIN runs r ON r.pipeline = p.name CROSS JOIN {0} t"
+)
+BYTES_OF_ROWS += f" USING (run_id) WHERE {NAMESPACE_OF.format('p.name')} = ?"
+BYTES_OF_SOURCES = "SELECT total(length(content)) FROM sources WHERE sha256 IN (SELECT sha256 FROM versions WHERE "
+BYTES_OF_SOURCES += f"{NAMESPACE_OF.format('pipeline')} = ?)"
 
 
 # --- 35. Retention ------------------------------------------------------------------------
