@@ -116,16 +116,8 @@ def pytest_xdist_auto_num_workers() -> int:
 #: keeps.  Syntax, signals, asyncio, sqlite3, tracebacks, audit events, sockets and TLS are tried everywhere.
 ONE_PYTHON = (
     *("test_backup", "test_bounds", "test_completion", "test_doctor", "test_documents", "test_executors"),
-    *(
-        "test_files",
-        "test_hostile",
-        "test_isolation",
-        "test_keys",
-        "test_readme",
-        "test_retention",
-        "test_service",
-        "test_settings",
-    ),
+    *("test_fairness", "test_files", "test_hostile", "test_isolation", "test_keys", "test_namespace_ends"),
+    *("test_namespaces", "test_quotas", "test_readme", "test_retention", "test_service", "test_settings"),
     *("test_dashboard", "test_shape", "test_warehouses", "test_words"),
     *("test_catalogue", "test_commits", "test_deaths", "test_failing_disk", "test_full_disk", "test_one_writer"),
     *("test_out_of_memory", "test_power_loss"),
