@@ -63,7 +63,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     import ast
-    import asyncio
+    import asyncio.sslproto
     import atexit
     import base64
     import bisect
@@ -9053,8 +9053,27 @@ def obey(words: list[str], manager: ServiceManager) -> None:
             os.setsid()
         faulthandler.enable(2)  # says where a blocked daemon is when its watchdog kills it
         set_up_log(settings["log_level"], os.path.join(home, "taud.log") if options["detached"] else None)
+        put_off_ssl()
         sys.setswitchinterval(0.0005)  # the loop waits so long for a thread, several times a request; usual are 5 ms
         asyncio.run(Daemon(home, config, settings, options, manager).serve())
+
+
+def put_off_ssl() -> None:
+    """Has asyncio import ssl, which takes more than a megabyte, when the first TLS connection needs it."""
+
+    class Late(type(sys)):  # type: ignore[misc]
+        """What asyncio takes for ssl.  It reads these at its import, and of each socket whether it is of this kind."""
+
+        SSLWantReadError = SSLSyscallError = OSError
+        SSLSocket = ()
+
+        def __getattr__(self, name: str) -> Any:
+            asyncio.sslproto.SSLAgainErrors = ssl.SSLWantReadError, ssl.SSLSyscallError
+            return getattr(ssl, name)
+
+    sys.modules["ssl"] = Late("ssl")
+    _ = asyncio.sslproto
+    del sys.modules["ssl"]
 
 
 def taud_parser() -> argparse.ArgumentParser:
