@@ -24383,6 +24383,9 @@ class Session(Caller):
 
     def lives(self, now: float) -> bool:
         ends_at = min(self.row["used"] + SESSION_IDLE_S, self.row["began"] + SESSION_MOST_S)
+        if self.namespace is not None:  # a later one of this name is another
+            made = self.keys.store.ask.value("SELECT created_at FROM namespaces WHERE name = ?", self.namespace)
+            ends_at = ends_at if made and instant_ms(made) <= self.row["began"] * 1000 else 0.0
         return bool(now < ends_at and (not self.digest or self.digest in self.keys.holders))
 
     def check_time(self) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import Tau, eventually, make_home, running
+from test_page import Browser, open_home
 
 import tau as module
 
@@ -79,6 +80,19 @@ def test_its_keys_open_nothing_afterwards() -> None:
         assert net("list", TAU_API_KEY=key)["pipelines"] == []
         net("namespace", "remove", "acme", *here)
         assert net("list", TAU_API_KEY=key, exit=4)["code"] == "forbidden"
+
+
+def test_its_sessions_end_with_it() -> None:
+    with running(open_home()) as tau:
+        tau("namespace", "create", "acme")
+        browser = Browser(tau)
+        word = tau("open", "--print", "--namespace", "acme")["address"].partition("#word=")[2]
+        assert browser.log_in(word=word)["namespace"] == "acme"
+        assert "result" in browser.ask(("list", {}))[0]
+        tau("namespace", "remove", "acme")
+        tau("namespace", "create", "acme")
+        status, refused = browser("POST", "ask", {"calls": [("list", {})]})
+        assert (status, refused["error"]["code"]) == (401, "forbidden")
 
 
 def test_while_a_run_goes_on_it_stays(fresh: Tau) -> None:
