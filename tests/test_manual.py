@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATIENCE_S, Tau, eventually, python
+from conftest import PATIENCE_S, REPOSITORY, Tau, eventually, python
 from test_shape import HEAVY
 from test_terminal import on_terminal
 
@@ -60,12 +60,11 @@ LATE = [name for name in HEAVY if name != "contextlib"]
 
 
 @pytest.mark.parametrize("words", [["help", "api"], ["help", "places"], ["skill"]])
-def test_a_page_imports_nothing_heavy(home: Tau, words: list[str]) -> None:
+def test_a_page_imports_nothing_heavy(fresh: Tau, words: list[str]) -> None:
     code = f"import sys\nbefore = {{*sys.modules}}\nimport tau\ntau.main({words!r})\n"
     code += f"print(*({{*sys.modules}} - before) & {{*{LATE!r}}}, file=sys.stderr)"
-    done = subprocess.run(
-        [*python("main")[:-1], code], env=home.environ, capture_output=True, text=True, timeout=PATIENCE_S
-    )
+    environ = fresh.environ | {"PYTHONPATH": str(REPOSITORY)}  # its parts are packed apart since a taud has started
+    done = subprocess.run([*python("main")[:-1], code], env=environ, capture_output=True, text=True, timeout=PATIENCE_S)
     assert (done.returncode, done.stderr) == (0, "\n")
 
 

@@ -40,11 +40,10 @@ HEAVY = (
     "shutil",
     "socket",
     "datetime",
-    "collections",
-    "functools",
     "json",
-    "re",
 )
+#: What it does without where words need no reading.
+HEAVIEST = (*HEAVY, "collections", "functools", "re")
 
 
 @functools.cache
@@ -256,13 +255,13 @@ def test_functions_are_small() -> None:
 def test_the_client_imports_nothing_heavy(tau: Tau, words: list[str]) -> None:
     tau.deploy("from tau import pipeline\n@pipeline\ndef hello(ctx): ...\n")
     tau("run", "hello")
+    heavy = HEAVIEST if words == ["status"] else HEAVY
     code = (
         f"import sys\nbefore = set(sys.modules)\nimport tau\ntry:\n    tau.main({words!r})\nexcept SystemExit:\n    pass\n"
-        f"print(*sorted(set({HEAVY!r}) & set(sys.modules) - before), file=sys.stderr)"
+        f"print(*sorted(set({heavy!r}) & set(sys.modules) - before), file=sys.stderr)"
     )
-    done = subprocess.run(
-        [*python("main")[:-1], code], env=tau.environ, capture_output=True, text=True, timeout=PATIENCE_S
-    )
+    environ = tau.environ | {"PYTHONPATH": str(REPOSITORY)}  # its parts are packed apart since a taud has started
+    done = subprocess.run([*python("main")[:-1], code], env=environ, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0
     assert done.stderr.strip() == ""
 

@@ -206,7 +206,7 @@ def test_nobody_waits_for_an_orphan_that_has_become_another_users(monkeypatch: p
 
     monkeypatch.setattr(os, "kill", refuse)
     monkeypatch.setattr(os, "getsid", lambda pid: pid)  # the kernel says 0 of a leader outside a container
-    orphan = module.Orphan(os.getpid())
+    orphan = module.Orphan(os.getpid(), ())
     assert orphan.leader == os.getpid()
     orphan.end(module.Ending(lambda number: None, 10.0))
     assert orphan.leader == 0
