@@ -2538,7 +2538,7 @@ def read_secret(
     if folders and name != KEY_CREDENTIAL:  # this key opens the daemon: pipelines must not get it
         folders = {"credentials": environ.get("CREDENTIALS_DIRECTORY") or os.devnull} | folders
     for where, place in folders.items():
-        if os.path.exists(path := os.path.join(place, name)):
+        if os.path.exists(path := secret_path(place, name) if where == "home" else os.path.join(place, name)):
             about = os.stat(path)
             if where == "home" and about.st_mode & 0o077:
                 raise MissingSecret(f"{path} can be read by others", shell_line("chmod", "600", path))
@@ -2549,10 +2549,18 @@ def read_secret(
     return None, None
 
 
+def secret_path(folder: str, name: str) -> str:
+    """Where a secret is, or would be: aside, if a namespace has its name, or had it when the secret was saved."""
+    path, aside = os.path.join(folder, name), os.path.join(folder, "+", name)
+    is_taken = os.path.isdir(path) and re.fullmatch(NAMESPACE_NAME, name)
+    return aside if is_taken or os.path.exists(aside) else path
+
+
 def secrets_below(folder: str) -> list[str]:
     """The names of the secrets in a folder; directories beside them are other namespaces'."""
-    names = filter(re.compile(SECRET_NAME).fullmatch, names_below(folder))
-    return [name for name in names if os.path.isfile(os.path.join(folder, name))]
+    names = dict.fromkeys([*names_below(folder), *names_below(os.path.join(folder, "+"))])
+    known = filter(re.compile(SECRET_NAME).fullmatch, names)
+    return [name for name in known if os.path.isfile(secret_path(folder, name))]
 
 
 def usable_secret(
@@ -7482,9 +7490,7 @@ async def secret_remove(call: Call, name: SecretName) -> Json:
 async def save_secret(call: Call, name: str, data: bytes | None) -> Json:
     """Writes a secret's file, or without *data* removes it."""
     folder, environ = Room.of(call.daemon.store, f"{call.caller.home}/").secrets
-    path = os.path.join(folder, name)
-    if os.path.isdir(path):
-        raise Conflict(f"'{name}' is the name of a namespace", "choose another name")
+    path = secret_path(folder, name)
     changed = read_bytes(path) != data
     try:
         if data is None:
@@ -15182,9 +15188,10 @@ class Store:
         """Makes a namespace, or changes what it may have, and returns that; a TauError if there is no such thing."""
         if is_new and self.sql.namespaces(name):
             raise Conflict(f"there is a namespace '{name}' already", shell_line("tau", "namespace", "show", name))
-        if is_new and os.path.lexists(secrets_folder(self.home, name)):
-            raise Conflict(f"a secret is called '{name}'", shell_line("tau", "secret", "remove", name))
         if is_new:
+            if os.path.isfile(path := secrets_folder(self.home, name)):  # a secret of the default namespace
+                make_directory(aside := os.path.join(self.home, "secrets", "+"))
+                os.rename(path, os.path.join(aside, name))
             self.sql.put("namespaces", {"name": name, "options": {}, "created_at": self.now(), "day_runs": 0})
         before = self.sql.namespace(name)["options"]
         after = before | without_none(given)

@@ -318,6 +318,7 @@ TRUSTED = {
     "pack",
     "read_secret",
     "secret_list",
+    "secret_path",
     "secrets_below",
     "shapes",
     "spellings",
