@@ -15124,7 +15124,7 @@ class Store:
             own = self.sql.namespace(namespace_of(name))["options"]
             demand_executor(chosen, self.settings["executors"], options.get("environment"), own)
         most = self.settings["max_queued"]
-        if self.sql.totals()["queued"] >= most:
+        if self.sql.value("SELECT total(runs) FROM totals WHERE status = 'queued'") >= most:
             hint = "wait, or raise [scheduler] max_queued; `tau status` shows the queue"
             raise QueueFull(f"{most:,} runs are queued already", hint)
         self.spend(name, options)
@@ -15140,6 +15140,8 @@ class Store:
 
     def spend(self, name: str, options: Json) -> None:
         """Counts a run that is about to be queued in the quotas of its namespace; a TauError if they forbid it."""
+        if self.sql.value("SELECT options FROM namespaces WHERE name = ?", namespace_of(name)) == "{}":
+            return  # it has no quotas, and never had any
         row = self.sql.namespace(namespace_of(name))
         demand_memory(name, options.get("memory") or self.settings["memory_bytes"], row["options"]["memory_bytes"])
         quotas = {it["quota"]: it for it in self.quotas(self.sql, row, REFUSING)}
