@@ -288,7 +288,7 @@ def test_runs_are_newest_first_and_say_what_they_do_not_show(tau: Tau) -> None:
 
 def test_inspect_takes_a_name_an_id_or_a_prefix(tau: Tau) -> None:
     tau.deploy(HELLO)
-    run_id = tau("run", "hello")["run_id"]
+    _, run_id = (tau("run", "hello")["run_id"] for _ in range(2))
     ways = (
         ("hello",),
         ("hello", "--last-run"),
