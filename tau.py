@@ -2165,7 +2165,8 @@ def allowed_environment(names: Collection[str] | None) -> Mapping[str, str]:
     """The variables of this process among *names*; None means all, as for the runs of the default namespace."""
     if names is None:
         return os.environ
-    return {name: value for name, value in public_environment().items() if name in names}
+    there = (name for name in names if name in os.environ and not name.startswith(PRIVATE_ENVIRONMENT))
+    return {name: os.environ[name] for name in there}
 
 
 def find_home(flag: str | None) -> str:
@@ -7516,30 +7517,31 @@ def secret_list(call: Call) -> Json:
     """
     # What an older Tau has deployed is among them when it is deployed again.
     store, caller = call.daemon.store, call.caller
-    asking: list[tuple[Json, list[str], str]] = []
-    question = "SELECT pipeline, secrets FROM live WHERE secrets IS NOT NULL ORDER BY pipeline"
-    for row in filter(lambda row: caller.sees(row["pipeline"]), call.ask.rows(question)):
-        asking.append((row["secrets"], [row["pipeline"]], namespace_of(row["pipeline"])))
+    asking = collections.defaultdict[str, list[tuple[dict[str, bool], list[str]]]](list)  # by namespace
+    own = f"SELECT {NAMESPACE_OF.format('pipeline')} AS namespace, secrets, json_group_array(pipeline) AS pipelines"
+    for row in call.ask.rows(f"{own} FROM live WHERE secrets IS NOT NULL GROUP BY 1, 2"):
+        if by := caller.sift(row["pipelines"]):
+            asking[row["namespace"]].append((row["secrets"], by))
     if not caller.is_limited:
         urls = {f"connection {name}": table["url"] for name, table in call.daemon.settings["connections"].items()}
         for name, table in call.daemon.settings["notify"].items():
             key = table.get("secret", SIGNING_KEY)
             urls[f"notify {name}"] = table.get("url", "") + f"${{{key}}}" * (not key.startswith(SIGNING_KEY))
         for user, url in urls.items():
-            asking.append((dict.fromkeys(re.findall(SECRET_IN_URL, url), True), [user], DEFAULT_NAMESPACE))
-    rooms = {name: Room.of(store, f"{name}/") for name in call.ask.namespaces(caller.namespace)}
-    for name, room in rooms.items() if not caller.patterns else ():
-        asking.append((dict.fromkeys(secrets_below(room.secrets[0]), False), [], name))
+            asking[DEFAULT_NAMESPACE].append((dict.fromkeys(re.findall(SECRET_IN_URL, url), True), [user]))
     secrets: list[Json] = []
-    for name, room in rooms.items():
+    for namespace in call.ask.namespaces(caller.namespace):
+        folder, environ = Room.of(store, f"{namespace}/").secrets
+        if not caller.patterns:
+            asking[namespace].append((dict.fromkeys(secrets_below(folder), False), []))
         needed, users = dict[str, bool](), dict[str, list[str]]()
-        for names, by, namespace in asking:
-            for secret in names if namespace == name else ():
-                needed[secret] = needed.get(secret, False) or names[secret]
-                users.setdefault(secret, []).extend(by)
-        found = places_of(needed, *room.secrets)
-        about = {"namespace": name}
-        secrets += [{"name": it, "found": found[it], "used_by": sorted(users[it])} | about for it in found]
+        for names, by in asking[namespace]:
+            for name in names:
+                needed[name] = needed.get(name, False) or names[name]
+                users.setdefault(name, []).extend(by)
+        found = places_of(needed, folder, environ)
+        for name, place in found.items():
+            secrets.append({"name": name, "found": place, "used_by": sorted(users[name]), "namespace": namespace})
     return listing(call, "secrets", secrets, len(secrets), {})
 
 
@@ -14643,7 +14645,8 @@ def reduce_to(copy: sqlite3.Connection, name: str) -> None:
     copy.execute("DELETE FROM namespaces WHERE name NOT IN (?, ?)", (name, DEFAULT_NAMESPACE))
     copy.execute("DELETE FROM memory WHERE name <> 'pruned'")
     copy.execute("DELETE FROM recipients")
-    copy.execute("DELETE FROM circumstances WHERE sha256 NOT IN (SELECT circumstances FROM attempts)")
+    known = "SELECT circumstances FROM attempts WHERE circumstances IS NOT NULL"  # of runs elsewhere nobody knows them
+    copy.execute(f"DELETE FROM circumstances WHERE sha256 NOT IN ({known})")
     Sql(copy).put("memory", {"name": ONLY, "data": {"namespace": name}})
     copy.execute("VACUUM")  # what was deleted would still be in the file
 
@@ -14748,11 +14751,10 @@ def restore_copy(store: Store, path: str, replace: bool) -> Json:
 
 def namespace_in(path: str, schema: int) -> str | None:
     """Returns the namespace that a backup is of; None if it is of a whole store."""
-    if schema < NAMESPACES_SINCE:
-        return None
-    with contextlib.closing(read_only(path)) as copy:
-        only: str | None = Sql(copy).value("SELECT data ->> '$.namespace' FROM memory WHERE name = ?", ONLY)
-        return only
+    only: str | None = None
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(read_only(path)) as copy:  # check_backup() says why
+        only = Sql(copy).value("SELECT data ->> '$.namespace' FROM memory WHERE name = ?", ONLY)
+    return only if schema >= NAMESPACES_SINCE else None
 
 
 def revoked_keys(database: str) -> dict[str, str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import random
@@ -630,6 +631,21 @@ def test_one_namespace_is_backed_up_and_restored_into_another_daemon(home: Tau, 
     home("shutdown")
     code, refused = taud(home, "--restore", path)
     assert (code, refused["error"]["hint"]) == (5, "tau namespace remove acme")
+
+
+def test_a_backup_of_a_namespace_tells_nothing_of_others_circumstances(fresh: Tau) -> None:
+    fresh("namespace", "create", "acme")
+    lived_in(fresh, "acme")
+    fresh("shutdown")
+    fresh.environ["ONLY_OF_OTHERS"] = "x"  # its name is among the circumstances of runs from now on
+    fresh.start()
+    lived_in(fresh, "default")
+    with contextlib.closing(sqlite3.connect(fresh.home / "tau.db")) as db, db:
+        assert db.execute("SELECT count(*) FROM circumstances WHERE data LIKE '%ONLY_OF_OTHERS%'").fetchone() == (1,)
+        elsewhere = "UPDATE attempts SET circumstances = NULL WHERE run_id = (SELECT min(run_id) FROM runs)"
+        db.execute(elsewhere)  # as of a run on another machine
+    fresh("backup", fresh.work / "acme.tau", "--namespace", "acme")
+    assert b"ONLY_OF_OTHERS" not in (fresh.work / "acme.tau").read_bytes()
 
 
 def test_a_backup_of_a_namespace_that_holds_others_is_refused(home: Tau, fresh: Tau) -> None:
