@@ -14385,6 +14385,11 @@ OWNED = {
     "observations": ("observations", "run_id, attempt, n", OF_RUNS),
     "events": ("events", "seq", f"{OF_RUNS} AND seq < (SELECT max(seq) FROM events)"),
 }
+#: The names of memos that may go.  What has another name than a run's is none of Tau's.
+OLD_MEMOS = f"""
+    SELECT value FROM json_each(?) LEFT JOIN runs ON run_id = value
+    WHERE value NOT GLOB '*[^{ID_LETTERS}]*' AND (run_id IS NULL OR (run_id < ? AND finished_at NOT NULL))
+"""
 #: The beginning of a query: `going` are the runs that a prune would delete, `runs` are the others.
 FORESEEN = f"""
     WITH going AS MATERIALIZED (
@@ -14446,9 +14451,8 @@ class Retention:
                 await asyncio.sleep(0)  # each pipeline takes several queries: other work goes first
                 for pipeline, status, run_id in run_bounds(ask, name, terms, now):
                     await self.remove("runs", bounds | {"pipeline": pipeline, "status": status, "run_id": run_id})
-            await self.remove("events", bounds)
-            await self.remove("versions", bounds)
-            await self.remove("incidents", bounds)
+            for what in ("events", "versions", "incidents"):
+                await self.remove(what, bounds)
             if self.owns_home():
                 await self.remove_folders()
                 await self.remove_memos(bounds["log_id"])
@@ -14474,10 +14478,8 @@ class Retention:
         table, _, where = PRUNED[what]
         some = f"SELECT 1 FROM {table} WHERE {where} LIMIT 1"
         ask, removal = self.store.ask, Removal(self.store)
-        while removal.after is not None and ask.used_bytes() > most:
-            if not ask.value(some, **bounds, after=removal.after):
-                return
-            await self.batch(removal.some, what, bounds, removal.after)
+        while (after := removal.after) is not None and ask.used_bytes() > most and ask.value(some, **bounds, after=after):
+            await self.batch(removal.some, what, bounds, after)
             self.counts.update(removal.counts)
             self.pipelines.update(removal.pipelines)
 
@@ -14490,13 +14492,8 @@ class Retention:
     async def remove_memos(self, log_id: str) -> None:
         """Deletes the memos of deleted runs, and of ended runs whose logs are past their age."""
         folder = os.path.join(self.home, "memos")
-        for run_id in names_below(folder):
-            if not {*run_id} <= {*ID_LETTERS}:
-                logging.getLogger("tau").warning("%a is none of Tau's", os.path.join(folder, run_id))
-                continue
-            live = self.store.ask.value("SELECT finished_at IS NULL FROM runs WHERE run_id = ?", run_id)
-            if live is None or (run_id < log_id and not live):
-                await asyncio.to_thread(remove_tree, os.path.join(folder, run_id))
+        for run_id in self.store.ask.values(OLD_MEMOS, json.dumps(names_below(folder)), log_id):
+            await asyncio.to_thread(remove_tree, os.path.join(folder, run_id))
 
     async def force(self, most: int, now: float) -> list[str]:
         """Deletes more if the database has more than *most* bytes, and returns what."""
@@ -14532,45 +14529,46 @@ class Removal:
         self.counts, self.pipelines, self.after = collections.Counter[str](), list[str](), after
         remove, until = self.runs if "runs" in what else self.rows, time.monotonic() + PRUNE_S
         while self.after is not None and time.monotonic() < until:
-            remove(what, bounds | {"after": self.after})
+            self.after = remove(what, bounds | {"after": self.after})
 
-    def delete(self, what: str, place: tuple[str, str, str], values: Json) -> list[sqlite3.Row]:
+    def rows(self, what: str, bounds: Json) -> str | None:
+        return bounds["after"] if self.delete(what, PRUNED[what], bounds) else None
+
+    def delete(self, what: str, place: tuple[str, str, str], values: Json) -> bool:
+        """Deletes the next rows of one kind, and returns whether there may be more.
+
+        Attempts that lose log lines count all of theirs as dropped.
+        """
         table, key, where = place
         some = f"SELECT {key} FROM {table} WHERE {where} LIMIT {PRUNE_ROWS}"
         statement = f"DELETE FROM {table} WHERE ({key}) IN ({some}) RETURNING {key}"
         keys = self.store.db.execute(statement, values).fetchall()
         self.counts[what] += len(keys)
-        if what == "events" and keys:
-            last = max(seq for (seq,) in keys)
-            self.store.remember("pruned", max(last, self.store.sql.remembered("pruned") or 0))
-        return keys
-
-    def rows(self, what: str, bounds: Json) -> None:
-        """Deletes rows of one kind.  Attempts that lose log lines count all of theirs as dropped."""
-        keys = self.delete(what, PRUNED[what], bounds)
         if what == "log_lines":
             dropped = "UPDATE attempts SET log_dropped = log_lines WHERE run_id = ? AND attempt = ?"
             self.store.db.executemany(dropped, {key[:2] for key in keys})
-        if len(keys) < PRUNE_ROWS:
-            self.after = None
+        if what == "events" and keys:
+            last = max(seq for (seq,) in keys)
+            self.store.remember("pruned", max(last, self.store.sql.remembered("pruned") or 0))
+        return len(keys) == PRUNE_ROWS
 
-    def runs(self, what: str, bounds: Json) -> None:
+    def runs(self, what: str, bounds: Json) -> str | None:
         """Deletes what belongs to the next runs, then the runs; many rows take several calls."""
         table, key, where = PRUNED[what]
         some = f"SELECT {key} FROM {table} WHERE {where} ORDER BY {key} LIMIT {PRUNE_AT_ONCE}"
         run_ids = self.store.sql.values(some, **bounds)
         about = {"run_ids": encode_json(run_ids)}
-        if all(len(self.delete(owned, place, about)) < PRUNE_ROWS for owned, place in OWNED.items()):
-            self.pipelines += self.store.sql.values(f"DELETE FROM runs WHERE {OF_RUNS} RETURNING pipeline", **about)
-            self.counts["runs"] += len(run_ids)
-            self.after = run_ids[-1] if run_ids else None
+        if any(self.delete(owned, place, about) for owned, place in OWNED.items()):
+            return bounds["after"]
+        self.pipelines += self.store.sql.values(f"DELETE FROM runs WHERE {OF_RUNS} RETURNING pipeline", **about)
+        self.counts["runs"] += len(run_ids)
+        return run_ids[-1] if run_ids else None
 
     def pages(self, most: int) -> int:
         """Gives free pages back to the file system, and returns how many are left."""
         until = time.monotonic() + PRUNE_S
         while (left := self.store.sql.free_pages()) > most and time.monotonic() < until:
-            for _ in range(min(left - most, 50)):
-                self.store.db.execute("PRAGMA incremental_vacuum(1)")  # a larger number frees one page too
+            self.store.db.execute("PRAGMA incremental_vacuum(1)")  # a larger number frees one page too
         return left
 
 
