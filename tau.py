@@ -14477,11 +14477,11 @@ class Retention:
         """Deletes rows beyond their bounds, oldest first, while the database has more than *most* bytes."""
         table, _, where = PRUNED[what]
         some = f"SELECT 1 FROM {table} WHERE {where} LIMIT 1"
-        ask, removal = self.store.ask, Removal(self.store)
-        while (after := removal.after) is not None and ask.used_bytes() > most and ask.value(some, **bounds, after=after):
-            await self.batch(removal.some, what, bounds, after)
-            self.counts.update(removal.counts)
-            self.pipelines.update(removal.pipelines)
+        ask, going = self.store.ask, Removal(self.store)
+        while (after := going.after) is not None and ask.used_bytes() > most and ask.value(some, **bounds, after=after):
+            await self.batch(going.some, what, bounds, after)
+            self.counts.update(going.counts)
+            self.pipelines.update(going.pipelines)
 
     async def remove_folders(self) -> None:
         """Deletes what no version needs in the directories of sources and virtual environments."""
@@ -14532,7 +14532,7 @@ class Removal:
             self.after = remove(what, bounds | {"after": self.after})
 
     def rows(self, what: str, bounds: Json) -> str | None:
-        return bounds["after"] if self.delete(what, PRUNED[what], bounds) else None
+        return "" if self.delete(what, PRUNED[what], bounds) else None
 
     def delete(self, what: str, place: tuple[str, str, str], values: Json) -> bool:
         """Deletes the next rows of one kind, and returns whether there may be more.
@@ -14559,7 +14559,7 @@ class Removal:
         run_ids = self.store.sql.values(some, **bounds)
         about = {"run_ids": encode_json(run_ids)}
         if any(self.delete(owned, place, about) for owned, place in OWNED.items()):
-            return bounds["after"]
+            return self.after
         self.pipelines += self.store.sql.values(f"DELETE FROM runs WHERE {OF_RUNS} RETURNING pipeline", **about)
         self.counts["runs"] += len(run_ids)
         return run_ids[-1] if run_ids else None
@@ -14637,14 +14637,14 @@ def reduce_to(copy: sqlite3.Connection, name: str) -> None:
     """Deletes from a copy all that is not of a namespace, and notes there whose it is."""
     copy.execute("PRAGMA foreign_keys = ON")
     for table, column in (*NAMED_IN, *NAMED_TOO):
-        foreign = f"DELETE FROM {table} WHERE coalesce({NAMESPACE_OF.format(column)}, '') <> ?"
-        copy.execute(foreign, (name,))
+        copy.execute(f"DELETE FROM {table} WHERE coalesce({NAMESPACE_OF.format(column)}, '') <> ?", (name,))
     copy.execute("DELETE FROM totals WHERE namespace <> ?", (name,))
     copy.execute("DELETE FROM namespaces WHERE name NOT IN (?, ?)", (name, DEFAULT_NAMESPACE))
-    copy.execute("DELETE FROM memory WHERE name <> 'pruned'")
-    copy.execute("DELETE FROM recipients")
     known = "SELECT circumstances FROM attempts WHERE circumstances IS NOT NULL"  # of runs elsewhere nobody knows them
-    copy.execute(f"DELETE FROM circumstances WHERE sha256 NOT IN ({known})")
+    copy.executescript(
+        f"DELETE FROM circumstances WHERE sha256 NOT IN ({known});"
+        "DELETE FROM memory WHERE name <> 'pruned'; DELETE FROM recipients"
+    )
     Sql(copy).put("memory", {"name": ONLY, "data": {"namespace": name}})
     copy.execute("VACUUM")  # what was deleted would still be in the file
 
@@ -14664,36 +14664,35 @@ def merge_namespace(database: str, fresh: str, name: str) -> None:
                 raise Conflict(f"the backup of '{name}' has {table} of other namespaces", RESTORE_HINT)
         db.execute("BEGIN IMMEDIATE")
         for table in ("namespaces", *MERGED):
-            columns = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
-            own = [
-                column for column in columns if (table, column) not in (("events", "seq"), ("circumstances", "number"))
-            ]
+            own = ", ".join(row[1] for row in db.execute(f"PRAGMA table_info({table})") if row[1] not in NUMBERS)
             clash = "IGNORE" if table in ("namespaces", "sources", "circumstances") else "ABORT"
-            rows = f"SELECT {', '.join(own)} FROM copy.{table}{' ORDER BY seq' * (table == 'events')}"
-            db.execute(f"INSERT OR {clash} INTO main.{table} ({', '.join(own)}) {rows}")
+            rows = f"SELECT {own} FROM copy.{table}{' ORDER BY seq' * (table == 'events')}"
+            db.execute(f"INSERT OR {clash} INTO main.{table} ({own}) {rows}")
         moved = f"UPDATE schedules SET watermark_at = ? WHERE {NAMESPACE_OF.format('pipeline')} = ?"
         db.execute(moved, (rfc3339(time.time()), name))  # ticks since the backup are skipped
         db.execute("COMMIT")
 
 
-#: What the copy of one namespace says of itself in `memory`; the first schema with namespaces.
-ONLY, NAMESPACES_SINCE = "only", 7
+#: What the copy of one namespace says of itself in `memory`.
+ONLY = "only"
 #: The tables of which a store takes a namespace's rows, each after those that it refers to.
 MERGED = (
     *("pipelines", "versions", "sources", "circumstances", "runs", "attempts", "steps", "logs", "observations"),
     *("events", "states", "schedules", "pauses", "chains", "lineage", "baselines", "incidents", "heals", "keys"),
 )
+#: The columns that get new numbers then.
+NUMBERS = ("seq", "number")
 
 
 def check_sources(copy: sqlite3.Connection, path: str, hint: str) -> None:
     """Raises Conflict unless the sources of all versions are there, and equal their digests."""
     sql = Questions(copy)
-    sizes = "SELECT length(content) FROM sources WHERE sha256 = ?"
+    size = "SELECT total(length(content)) FROM sources WHERE sha256 = ?"
     versions = "SELECT pipeline || ' v' || version AS name, entry FROM versions WHERE sha256 = ?"
     for digest in sql.values("SELECT sha256 FROM versions UNION SELECT sha256 FROM sources"):
         users, sources = sql.rows(versions, digest), {}
         try:
-            if sum(sql.values(sizes, digest)) <= DEPLOYMENT_BYTES_MAX:
+            if sql.value(size, digest) <= DEPLOYMENT_BYTES_MAX:
                 sources = sql.sources(digest)
             check_paths(sources)
             whole = digest_of(sources) == digest and all(user["entry"] in sources for user in users)
@@ -14725,41 +14724,34 @@ def restore_copy(store: Store, path: str, replace: bool) -> Json:
     except Conflict as refused:
         refused.hint = RESTORE_HINT
         raise
-    only = namespace_in(path, schema)
-    is_there = any(os.path.exists(database + end) for end in ("", "-wal"))
-    if is_there and not replace and only is None:
+    only = look_into(path, "SELECT data ->> '$.namespace' AS it FROM memory WHERE name = ? AND it > ''", ONLY)
+    is_added = not replace and any(os.path.exists(database + end) for end in ("", "-wal"))
+    if is_added and not only:
         hint = f"`{shell_line('taud', '--restore', path, '--replace')}` moves it aside"
         raise Conflict(f"{store.home} has a store already", hint)
-    revoked = revoked_keys(database)
-    counts = copy_database(path, fresh, lambda copy: settle_copy(store, copy, schema, path, revoked or {}))
-    if is_there and not replace and only is not None:
+    revoked = look_into(database, "SELECT revoked_at, sha256 FROM keys WHERE revoked_at IS NOT NULL")
+    counts = copy_database(path, fresh, lambda copy: settle_copy(store, copy, schema, path, revoked or []))
+    moved = None
+    if is_added and only:
         try:
-            merge_namespace(database, fresh, only)
+            merge_namespace(database, fresh, only[0][0])
         except sqlite3.Error as problem:
-            raise Conflict(f"'{only}' does not fit into {database}: {problem}", RESTORE_HINT) from None
+            raise Conflict(f"'{only[0][0]}' does not fit into {database}: {problem}", RESTORE_HINT) from None
         finally:
             remove_file(fresh)
-        return {"home": store.home, "restored": path, **counts, "revocations_known": True, "moved_aside": None}
-    moved = move_aside(database)
-    os.rename(fresh, database)
-    sync(os.path.dirname(database))
-    known = {"revocations_known": revoked is not None}
+    else:
+        moved = move_aside(database)
+        os.rename(fresh, database)
+        sync(os.path.dirname(database))
+    known = {"revocations_known": is_added or revoked is not None}
     return {"home": store.home, "restored": path, **counts, **known, "moved_aside": moved}
 
 
-def namespace_in(path: str, schema: int) -> str | None:
-    """Returns the namespace that a backup is of; None if it is of a whole store."""
-    only: str | None = None
-    with contextlib.suppress(sqlite3.Error), contextlib.closing(read_only(path)) as copy:  # check_backup() says why
-        only = Sql(copy).value("SELECT data ->> '$.namespace' FROM memory WHERE name = ?", ONLY)
-    return only if schema >= NAMESPACES_SINCE else None
-
-
-def revoked_keys(database: str) -> dict[str, str] | None:
-    """Returns digest → when it was revoked, of a store that is replaced; None if there is none, or it is damaged."""
+def look_into(path: str, question: str, *values: str) -> list[Any] | None:
+    """Returns rows of a store that is not open; None if there is none, or it is damaged."""
     try:
-        with contextlib.closing(read_only(database)) as old:
-            return dict(old.execute("SELECT sha256, revoked_at FROM keys WHERE revoked_at IS NOT NULL"))
+        with contextlib.closing(read_only(path)) as db:
+            return db.execute(question, values).fetchall()
     except sqlite3.Error:
         return None
 
@@ -14776,18 +14768,22 @@ PATH_PARTS = (
 UNUSUAL = "{0} NOT GLOB '[A-Za-z0-9]*' OR {0} GLOB '*[^A-Za-z0-9_.-]*' OR length({0}) <> length(CAST({0} AS BLOB))"
 
 
-def check_backup(copy: sqlite3.Connection, schema: int, path: str) -> None:
-    """Raises Conflict unless a copy has our schema and no other SQL, all that its rows refer to, and usual names."""
+def adopt(copy: sqlite3.Connection, schema: int, path: str) -> None:
+    """Brings a copy to our schema.
+
+    Raises Conflict unless it has Tau's schema and no other SQL, all that its rows refer to, and usual names.
+    """
     statistics = "'sqlite_stat1', 'sqlite_stat4'"
     own = f"SELECT type, name, sql FROM sqlite_master WHERE type <> 'table' OR name NOT IN ({statistics})"
     with contextlib.closing(sqlite3.connect(":memory:")) as ours:
         ours.executescript(";".join(MIGRATIONS[:schema]))
         if {*ours.execute(own)} != {*copy.execute(own)}:
             raise Conflict(f"{path} has another schema than Tau's", RESTORE_HINT)
+    upgrade(copy, schema)
     if (row := copy.execute("PRAGMA foreign_key_check").fetchone()) is not None:
         message = f"{path} is not whole: a row of {row[0]} refers to a row of {row[2]} that is missing"
         raise Conflict(message, RESTORE_HINT)
-    for table, part in PATH_PARTS if schema >= NAMESPACES_SINCE else PATH_PARTS[1:]:
+    for table, part in PATH_PARTS:
         if copy.execute(f"SELECT 1 FROM {table} WHERE {UNUSUAL.format(part)} LIMIT 1").fetchone():
             raise Conflict(f"{path} has a name that Tau never writes: {part} of {table}", RESTORE_HINT)
     check_sources(copy, path, RESTORE_HINT)
@@ -14813,24 +14809,22 @@ def move_aside(database: str) -> str | None:
 RESTORED_AFTER = 1_000_000_000
 
 
-def settle_copy(store: Store, copy: sqlite3.Connection, schema: int, path: str, revoked: dict[str, str]) -> Json:
+def settle_copy(store: Store, copy: sqlite3.Connection, schema: int, path: str, revoked: list[Any]) -> Json:
     """Checks a copy, and makes it the store of a home.
 
     Runs that were live in the backup end, ticks since then are skipped, and revoked keys stay revoked.
     """
-    check_backup(copy, schema, path)
-    upgrade(copy, schema)
+    adopt(copy, schema, path)
     store.use(copy)
     copy.execute("BEGIN")
-    gaps = (store.sql.row("SELECT data FROM memory WHERE name = 'gaps'") or {"data": []})["data"]
-    gaps += [{"from": 0, "until": int(store.clock.time()), "cause": "restored"}]
-    store.remember("gaps", gaps)
+    gap = {"from": 0, "until": int(store.clock.time()), "cause": "restored"}
+    store.remember("gaps", [*(store.sql.remembered("gaps") or ()), gap])
     store.remember("sessions", [])
     copy.execute("DELETE FROM memory WHERE name = ?", (ONLY,))
     last = store.sql.last_event()
     ended = end_old_runs(store)
     revoke = "UPDATE keys SET revoked_at = ? WHERE sha256 = ? AND revoked_at IS NULL"
-    copy.executemany(revoke, [(at, digest) for digest, at in revoked.items()])
+    copy.executemany(revoke, revoked)
     store.event("store.restored", None, None, {"file": os.path.basename(path), **ended})
     copy.execute("UPDATE events SET seq = seq + ? WHERE seq > ?", (RESTORED_AFTER, last))
     copy.execute("COMMIT")
@@ -14853,11 +14847,9 @@ def end_old_runs(store: Store) -> Json:
             continue
         status, name = ("lost", "ProcessLost") if row["status"] == "running" else ("cancelled", "Cancelled")
         message = f"it was {row['status']} when the backup was made; what became of it then is not known"
-        error = bare_error(status, name, message)
-        if status == "lost":
-            store.sql.set("steps", {"run_id": row["run_id"], "status": "running"}, status="failed")
-            key = pick(row, "run_id", "attempt")
-            store.sql.set("attempts", key, status=status, finished_at=store.now(), error=error)
+        error, live = bare_error(status, name, message), pick(row, "run_id", "attempt") | {"status": "running"}
+        store.sql.set("steps", live, status="failed")
+        store.sql.set("attempts", live, status=status, finished_at=store.now(), error=error)
         store.move(row["run_id"], status, error=error)
         counts[status] += 1
     return counts
