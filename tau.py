@@ -6260,8 +6260,10 @@ async def run(
 
 def read_texts(call: Call, name: str, params: Json | None, texts: Json | None) -> Json:
     """Returns params together with those that came as texts, read as the pipeline wants them."""
+    if not texts:
+        return params or {}
     wanted = (call.ask.live_options(name) or {"params": {}})["params"].get("properties", {})
-    return (params or {}) | {key: fit_text(wanted.get(key, {}), text) for key, text in (texts or {}).items()}
+    return (params or {}) | {key: fit_text(wanted.get(key, {}), text) for key, text in texts.items()}
 
 
 async def answer_run(call: Call, asked: Json, wait: bool, timeout: float | None, follow: bool) -> Json:
