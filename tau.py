@@ -279,19 +279,12 @@ SECRET_EVENTS = (
     *("secret.set", "secret.removed", "key.created", "key.revoked", "auth.failed"),
     *("namespace.created", "namespace.changed", "namespace.removed"),
 )
-#: What a namespace may have: what `tau namespace set` changes.  0, "" and [] mean that there is no such limit or thing.
-NAMESPACE_OPTIONS: Json = {"weight": 1, **dict.fromkeys(("max_running", "max_queued", "runs_per_day"), 0)}
-NAMESPACE_OPTIONS |= {
-    "disk_bytes": 0,
-    "memory_bytes": 0,
-    "executor": "",
-    "user": "",
-    "connections": [],
-    "variables": [],
-}
 #: The quotas at which new runs are refused; at the others they wait.
 REFUSING = ("max_queued", "runs_per_day", "disk_bytes")
-QUOTAS = (*REFUSING, "max_running", "memory_bytes")
+QUOTAS = ("max_running", *REFUSING, "memory_bytes")
+#: What a namespace may have: what `tau namespace set` changes.  0, "" and [] mean that there is no such limit or thing.
+NAMESPACE_OPTIONS: Json = {"weight": 1, **dict.fromkeys(QUOTAS, 0), "executor": "", "user": ""}
+NAMESPACE_OPTIONS |= {"connections": [], "variables": []}
 #: At this share of such a quota there is an event.
 NEAR = 0.8
 #: Whether the agent may mend a pipeline by itself; else the settings say it.
@@ -440,7 +433,7 @@ FIELDS_MAX = 100
 CLOCK_MIN = 1_767_225_600
 #: The pipeline with which `tau doctor` tries everything; its undeploy leaves no run behind.
 CANARY = "tau.canary"
-#: A longer word is cut before it is compared or repeated.
+#: A longer word is cut before it is compared.
 WORD_MAX = 128
 
 #: code of an error on the wire → its class.
@@ -452,10 +445,10 @@ class TauError(Exception):
 
     `hint` is a command or a sentence that says what to do next; `detail` is more JSON for the reader.
     `number` is its JSON-RPC code, `exit` the exit code of a command that fails with it, `status` its status in HTTP,
-    and maybe a header.
+    and maybe a header.  Of a message longer than `longest`, which repeats a long word, both ends are left.
     """
 
-    code, number, exit, retryable = "internal", -32603, 9, False
+    code, number, exit, retryable, longest = "internal", -32603, 9, False, 2_000
     status: tuple[Any, ...] = (400,)
 
     def __init_subclass__(cls, **attributes: Any) -> None:
@@ -465,7 +458,7 @@ class TauError(Exception):
             ERRORS[cls.code] = cls
 
     def __init__(self, message: str, hint: str = "", **detail: Any) -> None:
-        super().__init__(message)
+        super().__init__(both_ends(message, self.longest))
         self.hint, self.detail = hint, detail
         if hint:
             self.add_note(f"hint: {hint}")  # shown where Python prints the exception, as in a unit test
@@ -547,7 +540,7 @@ class Internal(TauError, code="internal", number=-32603, exit=9):
     """A bug in Tau; the daemon's log has the traceback."""
 
 
-class PipelineError(TauError, code="failed", exit=1):
+class PipelineError(TauError, code="failed", exit=1, longest=ERROR_BYTES_MAX):
     """Raised by the context in pipeline code; unless it is caught, it becomes the run's error."""
 
 
@@ -603,7 +596,7 @@ def check_name(name: Any, what: str = "a pipeline's name", most: int = 128, mark
     """Raises BadRequest unless *name* can be part of commands and paths."""
     if not isinstance(name, str) or not re.fullmatch(f"[A-Za-z0-9][A-Za-z0-9{marks}]{{0,{most - 1}}}", name):
         hint = f"letters, digits, {', '.join(map(repr, marks))}, at most {most}, the first a letter or digit"
-        raise BadRequest(f"{str(name)[:WORD_MAX]!r} cannot be {what}", hint)
+        raise BadRequest(f"{str(name)!r} cannot be {what}", hint)
 
 
 #: The namespace of what names none, and the form of their names.
@@ -1131,7 +1124,7 @@ def pick_fields(document: Json, fields: str | None) -> Json:
             if level != [None] * len(level) and not any(name in holder for holder in holders):
                 known = dict.fromkeys(key for holder in holders for key in holder)
                 hint = did_you_mean(name, known, f"there is {cut_text(', '.join(known), 300) or 'nothing in it'}")
-                raise BadRequest(f"--fields: the answer has no '{name[:WORD_MAX]}'", hint)
+                raise BadRequest(f"--fields: the answer has no '{name}'", hint)
             level = [holder[name] for holder in holders if name in holder]
     cut = document.get("truncated")
     more = {"truncated": cut | {"get": f"{cut['get']} {shell_line('--fields', fields)}"}} if cut else {}
@@ -1602,7 +1595,7 @@ class Operation:
         for name in given:
             if name not in self.arguments:
                 hint = did_you_mean(name, self.arguments, f"`tau {self.words} --help` lists them")
-                raise BadRequest(f"'{self.name}' has no argument '{name[:WORD_MAX]}'", hint)
+                raise BadRequest(f"'{self.name}' has no argument '{name}'", hint)
         for name in self.required():
             if name not in given:
                 raise BadRequest(f"'{self.words}' needs '{name}'", f"`tau {self.words} --help`")
@@ -1719,7 +1712,7 @@ def mismatches_in_object(schema: Json, value: Json, place: str) -> Iterator[BadR
     for name in value:
         if name not in known and others is False:
             hint = did_you_mean(name, known, "known: " + (", ".join(known) or "none"))
-            yield BadRequest(f"{place}: unknown key '{name[:WORD_MAX]}'", hint)
+            yield BadRequest(f"{place}: unknown key '{name}'", hint)
     for name in schema.get("required", ()):
         if name not in value:
             yield BadRequest(f"{place}: '{name}' is missing: expected {expected(known[name])}")
@@ -1923,7 +1916,7 @@ def check_paths(paths: Collection[Any]) -> None:
     for path in paths:
         parts = path.split("/") if isinstance(path, str) and len(path) < 512 and "\0" not in path else [""]
         if any(part in ("", ".", "..") or len(part.encode()) > 200 for part in parts):
-            raise BadRequest(f"'{str(path)[:WORD_MAX]}' is not a file's path inside the deployment", hint)
+            raise BadRequest(f"'{path}' is not a file's path inside the deployment", hint)
         folders.update("/".join(parts[:end]) for end in range(1, len(parts)))
     for path in folders.intersection(paths):
         raise BadRequest(f"'{path}' is a file and a folder", hint)
@@ -2336,7 +2329,7 @@ def named_environment(name: str, origin: str = "") -> dict[str, str]:
     if name not in known:
         remedy = "tau env use --none" if origin == "tau env use" else "`tau env list` shows all"
         named_by = f" ({origin})" if origin else ""
-        raise NotFound(f"no environment '{name[:WORD_MAX]}'{named_by}", did_you_mean(name, known, remedy))
+        raise NotFound(f"no environment '{name}'{named_by}", did_you_mean(name, known, remedy))
     return known[name]
 
 
@@ -2390,7 +2383,7 @@ def check_zone(name: str) -> str:
             zoneinfo.ZoneInfo(name)
         return name
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        raise BadRequest(f"there is no time zone '{name[:WORD_MAX]}'", zone_hint(name)) from None
+        raise BadRequest(f"there is no time zone '{name}'", zone_hint(name)) from None
 
 
 def zone_hint(name: str) -> str:
@@ -2499,7 +2492,7 @@ def demand_executor(name: str | None, executors: Json, environment: str | None, 
         return
     if name not in executors:
         near = did_you_mean(name, (*executors, LOCAL_EXECUTOR)) or f"tau.toml says how to get there: {EXECUTOR_HINT}"
-        raise BadRequest(f"there is no executor '{name[:WORD_MAX]}'", near)
+        raise BadRequest(f"there is no executor '{name}'", near)
     if environment is not None and not executors[name]["has_dependencies"]:
         hint = f'[executors.{name}] python = "/path/to/one/that/has/them" and has_dependencies = true'
         raise BadRequest(f"Tau does not install the file's dependencies on executor '{name}'", hint)
@@ -2530,7 +2523,7 @@ def read_secret(
     *folder* is that folder; on another machine it is the secrets that were sent, by name.
     """
     if not isinstance(name, str) or not re.fullmatch(SECRET_NAME, name):
-        raise BadRequest(f"{str(name)[:WORD_MAX]!r} cannot be a secret's name", 'ctx.secret("API_KEY")')
+        raise BadRequest(f"{str(name)!r} cannot be a secret's name", 'ctx.secret("API_KEY")')
     if not isinstance(folder, str) and name in folder:
         return folder[name], "home"
     if name in environ and not name.startswith(PRIVATE_ENVIRONMENT):
@@ -3108,8 +3101,8 @@ def start_python(
 
 #: What is packed apart, by its beginning → what it needs besides Part I.  Nobody needs all: the client Parts II and III
 #: (MCP and what follows it now and then), taud Parts III and IV, the fork server and runs Part V.
-PACKS = {"Part II": "14. Client", "14. Client": "Part III", "Part III": "", "16. MCP": "Part II"}
-PACKS |= {"Part IV": "Part III", "Part V": "", "Part VI": "Part IV"}
+PACKS = {"Part II": "14. Client", "14. Client": "Part III", "Part III": "", "16. MCP": "Part II", "Part IV": "Part III"}
+PACKS |= {"Part V": "", "Part VI": "Part IV"}
 #: Of those that are not loaded, the names that they define, and their marshalled bytecode (see `pack`).
 PACKED: dict[str, tuple[str, bytes]] = {}
 #: The last bytes of such a module, which nothing reads.
@@ -3122,28 +3115,25 @@ def pack() -> bool:
     Parts refer to themselves, to what they need and to Part I, so only who comes from outside looks for a name that is
     not there.  What needs one now and then takes it as an attribute of the module, as `sys.modules[__name__].Mcp`.
     """
-    spec, source = sys.modules[__name__].__spec__, read_bytes(__file__, sys.maxsize) or b""
-    size, modified = len(source), int(os.stat(__file__).st_mtime)
-    header = importlib.util.MAGIC_NUMBER + struct.pack("<III", 0, modified & 0xFFFFFFFF, size & 0xFFFFFFFF)
+    spec = sys.modules[__name__].__spec__
     cache = (spec and spec.cached) or ""
-    cached = read_bytes(cache, sys.maxsize) or b""
-    is_ours = cached.startswith(header) and not cached.endswith(PACKED_END) and os.access(cache, os.W_OK)
-    if sys.dont_write_bytecode or not is_ours:
+    cached = read_bytes(cache, sys.maxsize) or PACKED_END
+    if sys.dont_write_bytecode or cached.endswith(PACKED_END) or not os.access(cache, os.W_OK):
         return False
-    text, body, packed = source.decode(), ast.parse(source).body, dict[str, ast.expr]()
-    begins = [*re.finditer(rf"(?m)^# [=-]+ ({'|'.join(PACKS)}|The door)\b", text)]
-    cuts = [text.count("\n", 0, begin.start()) for begin in begins]
-    for begin, (start, end) in zip(begins, itertools.pairwise(cuts), strict=False):
+    text = read_text(__file__, "")  # after its cache, whose head says which source this was
+    cuts = {
+        it[1]: text.count("\n", 0, it.start())
+        for it in re.finditer(rf"(?m)^# [=-]+ ({'|'.join(PACKS)}|The door)\b", text)
+    }
+    body, packed = ast.parse(text).body, dict[str, tuple[str, bytes]]()
+    for (part, start), (_, end) in itertools.pairwise(cuts.items()):
         code = compile(ast.Module([node for node in body if start < node.lineno < end], []), __file__, "exec")
-        packed[begin[1]] = ast.Constant((" ".join(code.co_names), marshal.dumps(code)))  # type: ignore[arg-type]
+        packed[part] = " ".join(code.co_names), marshal.dumps(code)
+        body = [node for node in body if not start < node.lineno < end]
     del body[1]  # `annotations` of the future, which compile() takes from us
-    rest = [node for node in body if not cuts[0] < node.lineno < cuts[-1]]
-    for node in rest:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "PACKED":
-            node.value = ast.Dict([*map(ast.Constant, packed)], [*packed.values()])
-    code = compile(ast.fix_missing_locations(ast.Module(rest, [])), __file__, "exec")
+    code = compile(ast.Module([*body, *ast.parse(f"PACKED |= {packed}").body], []), __file__, "exec")
     with contextlib.suppress(OSError), Replacement(cache, stat.S_IMODE(os.stat(cache).st_mode), durable=False) as file:
-        file.write(header + marshal.dumps(code) + PACKED_END)
+        file.write(cached[:16] + marshal.dumps(code) + PACKED_END)
         return True
     return False
 
@@ -3394,7 +3384,7 @@ def parse_duration(value: float | str, name: str = "the duration") -> float:
     elif type(value) in (int, float):
         seconds = value
     if not 0 <= seconds <= DURATION_MAX_S:
-        raise BadRequest(f"{name} must be a time from 0 to 10 years, not {value!r:.60}", DURATION_HINT)
+        raise BadRequest(f"{name} must be a time from 0 to 10 years, not {value!r}", DURATION_HINT)
     return float(seconds)
 
 
@@ -3403,7 +3393,7 @@ def parse_size(value: int | str) -> int:
     parts = re.fullmatch(r"(\d+)([KMGT]?)(?:i?B)?", str(value), re.IGNORECASE | re.ASCII)
     size = int(parts[1]) << 10 * " KMGT".index(parts[2].upper() or " ") if parts and value is not True else 0
     if not 64 << 20 <= size < 1 << 50:
-        raise BadRequest(f"expected a size from 64M, not {value!r:.60}", '"512M", "2G"')
+        raise BadRequest(f"expected a size from 64M, not {value!r}", '"512M", "2G"')
     return size
 
 
@@ -3420,7 +3410,7 @@ def parse_interval(value: float | str) -> int:
     """The whole seconds between the ticks of an interval; BadRequest for less than one."""
     seconds = parse_duration(value, "an interval")
     if seconds != int(seconds) or seconds < 1:
-        raise BadRequest(f"an interval must be whole seconds, at least one, not {value!r:.60}", DURATION_HINT)
+        raise BadRequest(f"an interval must be whole seconds, at least one, not {value!r}", DURATION_HINT)
     return int(seconds)
 
 
@@ -3446,7 +3436,7 @@ def parse_time(text: str, zone: Zone) -> int:
             raise ValueError(text)
         return at
     except (ValueError, OverflowError):
-        raise BadRequest(f"'{text[:WORD_MAX]}' is not a time since 1970", TIME_HINT) from None
+        raise BadRequest(f"'{text}' is not a time since 1970", TIME_HINT) from None
 
 
 #: Spans in which to look for changes of clocks: in fifty years no zone has changed twice within one.
@@ -3560,7 +3550,7 @@ class Cron:
         if self.next(CLOCK_MIN) is None:
             if not either:
                 hint = '"0 0 1 * *" runs on the first of each month'
-                raise cron_refusal(2, day, f"a real date: this never comes in month (field 4) '{month[:40]}'", hint)
+                raise cron_refusal(2, day, f"a real date: this never comes in month (field 4) '{month}'", hint)
             fields[2] = "*"  # no date matches it, so only the weekday counts
         if either:
             self.walk(fields)
@@ -3591,16 +3581,16 @@ def split_cron(text: str) -> list[str]:
     word = text.strip(" \t")
     if word.startswith("@") and word not in CRON_ALIASES:
         hint = did_you_mean(word.lower(), CRON_ALIASES, cron_hint(word))
-        raise BadRequest(f"found '{word[:40]}', expected one of {', '.join(CRON_ALIASES)}", hint)
+        raise BadRequest(f"found '{word}', expected one of {', '.join(CRON_ALIASES)}", hint)
     fields = re.findall(r"[^ \t]+", CRON_ALIASES.get(word, word).lower())
     if len(fields) == 6 and ("?" in fields or (fields[0] != "*" and not re.search(r"\d", fields[5]))):
         second, *others = [field.replace("?", "*") for field in fields]
         shown = " ".join([*others, second] if second != "0" else others)
-        raise BadRequest(f"{text[:80]!r} seems to begin with its seconds", f'seconds come last: "{shown}"')
+        raise BadRequest(f"{text!r} seems to begin with its seconds", f'seconds come last: "{shown}"')
     if not 5 <= len(fields) <= 6:
         count = f"{len(fields)} field{'s' * (len(fields) != 1)}"
         names = "five (minute, hour, day of month, month, day of week) or six (then second)"
-        raise BadRequest(f"{text[:80]!r} has {count}, expected {names}", CRON_HINT)
+        raise BadRequest(f"{text!r} has {count}, expected {names}", CRON_HINT)
     return fields
 
 
@@ -3625,7 +3615,7 @@ def spell_field(number: int, field: str) -> str:
 
 def cron_refusal(number: int, field: str, wanted: str, hint: str) -> BadRequest:
     name = CRON_FIELDS[number][0]
-    return BadRequest(f"{name} (field {number + 1}): found {field[:40]!r}, expected {wanted}", hint, field=name)
+    return BadRequest(f"{name} (field {number + 1}): found {field!r}, expected {wanted}", hint, field=name)
 
 
 def cron_hint(word: str) -> str:
@@ -3835,7 +3825,7 @@ def command(words: list[str]) -> int:
     if words[:1] == [COMPLETE]:
         return print_completions(words[1:])
     if (form := output_form(words)) not in ("", "json", "text"):
-        raise BadRequest(f"TAU_OUTPUT is '{form[:WORD_MAX]}'", "TAU_OUTPUT=json, or TAU_OUTPUT=text")
+        raise BadRequest(f"TAU_OUTPUT is '{form}'", "TAU_OUTPUT=json, or TAU_OUTPUT=text")
     if not words and not sys.stdout.isatty():
         return print_glance()
     name, options = read_line(words or ["--help"], parse_words)
@@ -4198,7 +4188,7 @@ def read_line(words: list[str], parse: Callable[[str, list[str]], Json]) -> tupl
         if name not in known:
             ours = f"did you mean {VERBS[name]}? `{page}` lists them" if name in VERBS else ""
             hint = ours or did_you_mean(name, known, f"`{page}` lists them")
-            raise BadRequest(f"no command '{name[:WORD_MAX]}'", hint)
+            raise BadRequest(f"no command '{name}'", hint)
         if name in COMMAND_GROUPS:
             words = words or ["--help"]
 
@@ -4636,7 +4626,7 @@ def env_use(desk: Desk, name: EnvironmentName | None = None, *, none: bool = Fal
         tau env use --none
     """
     if name is not None and none:
-        raise BadRequest(f"--none, or '{name[:WORD_MAX]}'?", "tau env use --none")
+        raise BadRequest(f"--none, or '{name}'?", "tau env use --none")
     host = None if name is None else named_environment(name)["host"]
     answer: Json = {"name": name, "host": host, "changed": choose_environment(name or "")}
     stronger = next((variable for variable in ("TAU_HOST", "TAU_ENV") if os.environ.get(variable)), None)
@@ -6145,7 +6135,7 @@ def place_of(call: Call, word: str) -> str:
     if place != word and place != place_name(url, "/other"):
         known, wrong = call.caller.sift(call.ask.known_names()), "is no pipeline, and no URL or absolute path"
         hint = did_you_mean(word, known, "write the whole path; or `tau peek … --in NAME`, which begins in data/NAME")
-        raise NotFound(f"'{word[:WORD_MAX]}' {wrong}", hint)
+        raise NotFound(f"'{word}' {wrong}", hint)
     return place
 
 
@@ -6175,7 +6165,7 @@ def code(
     sources, path = visible_sources(call, row["sha256"]), file or row["entry"]
     if path not in sources:
         hint = did_you_mean(path, sources, f"`{shell_line('tau', 'code', name, '--json')}` lists its files")
-        raise NotFound(f"{name} v{row['version']} has no file '{path[:WORD_MAX]}'", hint)
+        raise NotFound(f"{name} v{row['version']} has no file '{path}'", hint)
     document = pick(row, "pipeline", "version", "sha256", "entry", "deployed_at")
     if out is not None:
         files = sources.items()
@@ -6438,7 +6428,7 @@ async def retry(
     if old["status"] not in FINAL:
         raise Conflict(f"run {run_id} is {old['status']}", shell_line("tau", "wait", run_id))
     if version not in ("live", "same") and not re.fullmatch("[0-9]{1,9}", version):
-        raise BadRequest(f"there is no version '{version[:WORD_MAX]}'", "live, same, or a number")
+        raise BadRequest(f"there is no version '{version}'", "live, same, or a number")
     asked = {
         "name": old["pipeline"],
         **pick(old, "params", "scheduled_for", "upstream", "executor"),
@@ -7958,7 +7948,7 @@ async def notify_retry(call: Call, id_: str) -> Json:
     """
     letter = call.ask.row("SELECT * FROM dead_letters WHERE id = ?", id_)
     if letter is None or letter["recipient"] not in recipients_seen(call):
-        raise NotFound(f"no event with the id '{id_[:WORD_MAX]}' waits", "tau notify list")
+        raise NotFound(f"no event with the id '{id_}' waits", "tau notify list")
     event = call.ask.row(f"SELECT {EVENT_COLUMNS} FROM events WHERE seq = ?", letter["seq"])
     done = await send_now(call, letter["recipient"], event)
     if done["ok"]:
@@ -7969,9 +7959,7 @@ async def notify_retry(call: Call, id_: str) -> Json:
 async def send_now(call: Call, name: str, event: Any) -> Json:
     recipients = recipients_seen(call)
     if name not in recipients:
-        raise NotFound(
-            f"there is no recipient '{name[:WORD_MAX]}'", did_you_mean(name, recipients, "`tau notify list`")
-        )
+        raise NotFound(f"there is no recipient '{name}'", did_you_mean(name, recipients, "`tau notify list`"))
     call.only_waits()
     return {"recipient": name, **omit(await call.daemon.outbox.send(recipients[name], event), ("refused", "wait_s"))}
 
@@ -8111,7 +8099,7 @@ class Mcp:
                 needs = f"params._meta needs {META}protocolVersion and {META}clientCapabilities"
                 raise BadRequest(needs, "send them in each request, or begin with initialize")
         if method not in methods:
-            raise UnknownMethod(f"no method '{method[:WORD_MAX]}'", f"there are {', '.join(methods)}")
+            raise UnknownMethod(f"no method '{method}'", f"there are {', '.join(methods)}")
         return methods
 
     def check_head(self, method: str, params: Json, version: Any) -> None:
@@ -8161,7 +8149,7 @@ class Mcp:
     async def call_tool(self, params: Json) -> Json:
         name = demand({"type": "string"}, params.get("name"), "name")
         if name not in TOOLS and not name.startswith(RUN_TOOL):
-            raise BadRequest(f"no tool '{name[:WORD_MAX]}'", did_you_mean(name, TOOLS, "tools/list lists all"))
+            raise BadRequest(f"no tool '{name}'", did_you_mean(name, TOOLS, "tools/list lists all"))
         try:
             text, failed = await self.perform(name, params.get("arguments") or {})
         except TauError as problem:
@@ -8176,7 +8164,7 @@ class Mcp:
         elif row := (await self.exposed()).get(name):
             method, given = "run", {"name": row["name"], "params": given}
         else:
-            raise NotFound(f"no tool '{name[:WORD_MAX]}'", "tools/list lists all")
+            raise NotFound(f"no tool '{name}'", "tools/list lists all")
         if name not in OPERATIONS and method == name:
             read = read_command(given["command"] if "command" in given else f"help {given.get('topic', '')}")
             if isinstance(read, str):
@@ -8681,7 +8669,7 @@ def interface(operation: str | None, word: str | None, document: str | None) -> 
     known: dict[str, Any] = ANSWERS | shapes() if document else SHELL_COMMANDS | LOCAL_COMMANDS | OPERATIONS
     asked = document or " ".join(filter(None, (operation, word)))
     if asked and asked not in known:
-        raise NotFound(f"nothing is called '{asked[:WORD_MAX]}'", did_you_mean(asked, known, "`tau schema` has all"))
+        raise NotFound(f"nothing is called '{asked}'", did_you_mean(asked, known, "`tau schema` has all"))
     if document:
         return document_schema(asked if asked in shapes() else ANSWERS[asked])
     if asked:
@@ -10440,7 +10428,7 @@ class Exchange:
             work, kind = (peer.reply, "json") if head.path == "/mcp" else (peer.answer, "x-ndjson")
             await self.call(head, work, f"application/{kind}")
         else:
-            raise NotFound(f"no page {head.path[:WORD_MAX]}", HTTP_HINT)
+            raise NotFound(f"no page {head.path}", HTTP_HINT)
 
     async def call(self, head: Head, work: Callable[[Any], Awaitable[bytes | None]], kind: str) -> None:
         """Answers a document: as a whole, or in pieces if there are events or it takes long."""
@@ -11431,7 +11419,7 @@ class Caller:
     def within(self, namespace: Any, ask: Questions) -> Caller:
         """Returns this caller as one that sees a namespace only.  NotFound if it does not see that."""
         if not isinstance(namespace, str) or self.namespace not in (None, namespace):
-            raise NotFound(f"no namespace '{str(namespace)[:WORD_MAX]}'", "leave out --namespace and TAU_NAMESPACE")
+            raise NotFound(f"no namespace '{namespace}'", "leave out --namespace and TAU_NAMESPACE")
         return self.but(namespace=ask.namespace(namespace)["name"])
 
     @property
@@ -11593,7 +11581,7 @@ def see(call: Call, arguments: Json) -> Json:
     keys = {name: full_name(arguments[name], caller.home) for name, kind in kinds.items() if kind == "KeyName"}
     for name, key in keys.items():
         if caller.namespace not in (None, namespace_of(key)):
-            raise NotFound(f"no key named '{arguments[name][:WORD_MAX]}'", "`tau key list` shows all")
+            raise NotFound(f"no key named '{arguments[name]}'", "`tau key list` shows all")
     return arguments | words | keys
 
 
@@ -11613,7 +11601,7 @@ def subject_of(call: Call, kind: str, word: str) -> str:
             return ask.find_run(word, call.among())
     if kind == "Subject" and caller.sees(name):
         raise ask.unknown(name)
-    raise NotFound(f"no {'run' if kind == 'RunId' else 'pipeline named'} '{word[:WORD_MAX]}'")
+    raise NotFound(f"no {'run' if kind == 'RunId' else 'pipeline named'} '{word}'")
 
 
 def types_seen(caller: Caller, asked: str | None) -> list[str]:
@@ -11624,7 +11612,7 @@ def types_seen(caller: Caller, asked: str | None) -> list[str]:
         found = [name for name in seen if len(word) <= WORD_MAX and fnmatch.fnmatchcase(name, word.strip())]
         if not found:
             hint = did_you_mean(word, seen, f"known: {', '.join(seen)}")
-            raise BadRequest(f"no event has the type '{word[:WORD_MAX]}'", hint)
+            raise BadRequest(f"no event has the type '{word}'", hint)
         types += [one for name in found for one in TYPES_OF[name]]
     return types
 
@@ -11941,7 +11929,7 @@ def find_entries(sources: Sources, main: list[str], entry: str | None) -> list[s
     if entry is not None:
         if entry not in sources:
             hint = did_you_mean(entry, sources, f"one of {', '.join(sorted(sources))[:500]}")
-            raise BadRequest(f"the entry '{entry[:WORD_MAX]}' is not among the files", hint)
+            raise BadRequest(f"the entry '{entry}' is not among the files", hint)
         check_source(entry, sources[entry])
         return [entry]
     decorated = re.compile(rb"^[ \t]*@(\w+\.)*pipeline\b", re.MULTILINE)
@@ -12057,7 +12045,7 @@ class Proof:
         self.name = call.ask.owner(self.run_id)
         self.risks: list[Json] = []
         if wrong := next((risk for risk in allow if risk not in RISKS), None):
-            raise BadRequest(f"there is no risk '{wrong[:WORD_MAX]}'", did_you_mean(wrong, RISKS, ", ".join(RISKS)))
+            raise BadRequest(f"there is no risk '{wrong}'", did_you_mean(wrong, RISKS, ", ".join(RISKS)))
 
     async def judge(self) -> None:
         """Compares the source with that of the live version.  Raises Unproven before anything of it is built or run."""
@@ -14219,7 +14207,7 @@ def as_user(user: str, folder: str, variables: Collection[str]) -> Json:
     try:
         about = pwd.getpwnam(user)
     except KeyError:
-        raise BadRequest(f"this machine has no user '{user[:WORD_MAX]}'", "useradd --system NAME makes one") from None
+        raise BadRequest(f"this machine has no user '{user}'", "useradd --system NAME makes one") from None
     if os.geteuid() != 0 or about.pw_uid == 0:
         hint = 'without root: [executors.NAME] command = ["sudo", "-nu", "USER"], and --executor NAME'
         raise BadRequest(f"only a taud that is root can run processes as '{user}', who must not be root", hint)
@@ -15204,7 +15192,7 @@ class Store:
                 hint = did_you_mean(
                     connection, self.settings["connections"], "[connections.NAME] in tau.toml makes one"
                 )
-                raise BadRequest(f"there is no connection '{connection[:WORD_MAX]}'", hint)
+                raise BadRequest(f"there is no connection '{connection}'", hint)
         after |= {key: [*filter(None, after[key])] for key in ("connections", "variables")}
         if after != before or is_new:
             day = (
@@ -15261,7 +15249,7 @@ class Store:
         """Revokes a key.  Returns False if it was revoked already; raises NotFound if no key has this name."""
         keys = {key["name"]: key["revoked_at"] for key in self.sql.keys("", namespace_of(name))}
         if name not in keys:
-            raise NotFound(f"no key named '{name[:WORD_MAX]}'", did_you_mean(name, keys, "`tau key list` shows all"))
+            raise NotFound(f"no key named '{name}'", did_you_mean(name, keys, "`tau key list` shows all"))
         if keys[name] is None:
             self.sql.set("keys", {"name": name}, revoked_at=self.now())
             self.event("key.revoked", None, None, {"name": name}, actor)
@@ -15755,7 +15743,7 @@ class Questions(Sql):
         ahead = self.values(f"{beside} >= ? ORDER BY pipeline LIMIT 100", namespace_of(name), name)
         behind = self.values(f"{beside} < ? ORDER BY pipeline DESC LIMIT 100", namespace_of(name), name)
         hint = did_you_mean(name, (*ahead, *behind), "`tau list` shows all")
-        return NotFound(f"no pipeline named '{name[:WORD_MAX]}'", hint)
+        return NotFound(f"no pipeline named '{name}'", hint)
 
     def live_names(self) -> list[str]:
         return self.values("SELECT pipeline FROM live")
@@ -15890,7 +15878,7 @@ class Questions(Sql):
         """Returns a namespace with all its options."""
         row = self.row("SELECT * FROM namespaces WHERE name = ?", name)
         if row is None:
-            raise NotFound(f"no namespace '{name[:WORD_MAX]}'", "`tau namespace list` shows all")
+            raise NotFound(f"no namespace '{name}'", "`tau namespace list` shows all")
         return row | {"options": NAMESPACE_OPTIONS | row["options"]}
 
     def memory_used(self, namespace: str, usual: int) -> int:
@@ -15925,7 +15913,7 @@ class Questions(Sql):
         condition, values = where({"run_id >= ?": begin, "run_id <= ?": f"{begin}~", AMONG: among})
         found = self.only_run(f"several runs begin with '{prefix}'", condition, *values)
         if not found or not prefix:
-            raise NotFound(f"no run '{prefix[:WORD_MAX]}'", "`tau runs` lists them")
+            raise NotFound(f"no run '{prefix}'", "`tau runs` lists them")
         return found
 
     def only_run(self, several: str, condition: str, *values: str) -> str | None:
@@ -16092,7 +16080,7 @@ class Questions(Sql):
         """Returns the incident with this id."""
         row = self.row("SELECT * FROM incidents WHERE incident = ?", word)
         if row is None:
-            raise NotFound(f"no incident '{word[:WORD_MAX]}'", "`tau errors` lists them")
+            raise NotFound(f"no incident '{word}'", "`tau errors` lists them")
         return row
 
     def incidents(self, limit: int, conditions: Json) -> Page:
@@ -16150,7 +16138,7 @@ class Questions(Sql):
         paths = self.values("SELECT DISTINCT path FROM steps WHERE run_id = ? ORDER BY path", run_id)
         if step not in paths:
             hint = cut_text(f"its steps: {', '.join(paths)}", 500) if paths else "it has no steps"
-            raise NotFound(f"run {run_id} has no step '{step[:WORD_MAX]}'", did_you_mean(step, paths, hint))
+            raise NotFound(f"run {run_id} has no step '{step}'", did_you_mean(step, paths, hint))
 
     def story(self, run_id: str, after: int) -> list[Json]:
         """Returns the next page of all that a run did, as events."""
@@ -18861,7 +18849,7 @@ def check_names(value: Any) -> list[str]:
 def check_shares(value: Any) -> list[str]:
     for name in (names := demand(STRINGS, listed(value), "namespaces")):
         if name != "*" and not re.fullmatch(NAMESPACE_NAME, name):
-            raise BadRequest(f"{name[:WORD_MAX]!r} cannot be a namespace's name", '"acme"; "*" is all of them')
+            raise BadRequest(f"{name!r} cannot be a namespace's name", '"acme"; "*" is all of them')
     return [*names]
 
 
@@ -24437,9 +24425,7 @@ class Dashboard:
         public, name = urllib.parse.urlsplit(self.daemon.settings["public_url"].lower()), re.sub(r":\d{1,5}$", "", host)
         names = self.daemon.settings["hosts"].lower().replace(",", " ").split()
         if name not in ("localhost", "127.0.0.1", "[::1]", public.hostname, *names):
-            raise Foreign(
-                f"no page is at '{name[:WORD_MAX]}'", f'[daemon] hosts = "{name[:WORD_MAX]}", if that is here'
-            )
+            raise Foreign(f"no page is at '{name}'", f'[daemon] hosts = "{name[:WORD_MAX]}", if that is here')
         ours = {f"https://{host}", f"http{'s' * is_secure}://{host}", f"{public.scheme}://{public.netloc}"}
         said = [value in good for value, good in ((origin, ours), (site, ("same-origin",))) if value]
         if (head.path != "/" or head.method == "POST") and not all(said or [head.method == "GET"]):

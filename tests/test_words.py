@@ -67,6 +67,13 @@ def test_an_error_crosses_the_wire_as_its_own_class(code: str) -> None:
     }
 
 
+def test_a_long_word_leaves_both_ends_of_a_message() -> None:
+    message = str(module.NotFound(f"no '{'x' * module.LINE_BYTES_MAX}' is there"))
+    assert len(message) == module.TauError.longest
+    assert message.startswith("no 'x")
+    assert message.endswith("x' is there")
+
+
 def test_times_are_rfc_3339_with_milliseconds() -> None:
     assert module.rfc3339(0) == "1970-01-01T00:00:00.000Z"
     assert module.rfc3339(1767225600.9999) == "2026-01-01T00:00:00.999Z"
