@@ -2600,6 +2600,11 @@ class Mask:
         forms = {form for form, _ in self.forms} | spellings(value)
         self.forms = [(form, form.encode("utf-8", "replace")) for form in sorted(forms, key=len, reverse=True)]
 
+    @property
+    def longest(self) -> int:
+        """How many bytes of a text may be the beginning of a secret."""
+        return max((len(data) for _, data in self.forms), default=0)
+
     def text(self, text: AnyStr) -> AnyStr:
         """Returns text, or bytes, without secrets."""
         for form, data in self.forms:  # one regular expression for all would take longer
@@ -3211,6 +3216,11 @@ def read_lines(
 def cut_lines(lines: Iterable[bytes], longest: int) -> list[bytes]:
     """Cuts each line longer than *longest* into several."""
     return [line[at : at + longest] for line in lines for at in range(0, max(len(line), 1), longest)]
+
+
+def last_state(line: bytes) -> str:
+    """The text of a line; of a progress bar, which goes back by carriage returns, what it shows last."""
+    return line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2]
 
 
 @caching(None)
@@ -5279,13 +5289,14 @@ PAINTERS: dict[str, Any] = {
     "lineage": View.lineage,
     **dict.fromkeys(("log_tail", "next"), lambda view, lines: map(single_line, lines)),  # half a command is none
     "lines": lambda view, lines: map(view.log_text, lines),
+    "unfinished": lambda view, rows: (f"{'…':>15} {single_line(row['message'])}" for row in rows),
     "events": lambda view, events: map(view.fact, events),
     "truncated": lambda view, cut: [view.paint("{shown} of {total}; all: {get}".format_map(cut), "dim")],
 }
 #: First character of a line of a diff → its style.
 DIFF = {"+": "success", "-": "failed", "@": "dim"}
 #: Command → the keys that a person sees, if not all.
-SHOWN = {"logs": ("lines", "truncated"), "doctor": ("checks",), "why": ("answer", "held", "recent")}
+SHOWN = {"logs": ("lines", "unfinished", "truncated"), "doctor": ("checks",), "why": ("answer", "held", "recent")}
 SHOWN |= {"key_list": ("keys",), "namespace_audit": ("ok", "matrix", "leaks"), "env_list": ("environments", "daemon")}
 #: Keys of a run's document that its first line has, and those that come last, which are all that is shown of its end.
 HEAD = ("run_id", "pipeline", "version", "status", "duration_ms", "attempt", "trace", "log_lines", "log_dropped")
@@ -6597,6 +6608,9 @@ async def logs(
         ends = {"first": lines[0]["n"], "next": lines[-1]["n"]} if lines else {"first": until, "next": since}
         lines = [omit(line, ("n",)) for line in lines]
         shown = listing(call, "lines", lines, total, given) | {"lines": fold(lines)}
+        live = [process for process in [*call.daemon.runner.live.values()] if process.run_id == run_id]
+        if unfinished := [told for process in live for told in process.unfinished()]:
+            shown["unfinished"] = unfinished
         return call.encode({"run_id": run_id, **shown, "log_dropped": dropped, **ends})
 
     if not follow:
@@ -8749,7 +8763,7 @@ SHAPES = """
     runs: runs:{run_id pipeline version status trigger scheduled_for queued_at started_at duration_ms
         rows:integer?}* &listed;
     logs: run_id lines:{at:time level step stream message fields repeated?:integer at_least?}* &listed
-        log_dropped first?:integer? next?:integer?;
+        unfinished?:{stream step message}* log_dropped first?:integer? next?:integer?;
     logs_followed: run_id status;
     errors: incidents?:{&incident_facts next}* errors?:{run_id pipeline version status finished_at error:{kind type
         message step file line code fingerprint} next}* &listed;
@@ -13006,8 +13020,18 @@ class Process:
         if self.start is not None and self.executor and any(lines):
             said = [line for line in lines if line][-1].decode("utf-8", "replace")
             self.start["said"] = said[:SAID_CHARACTERS].strip()
-        # ssh ends its lines like a terminal.
-        self.log((line.removesuffix(b"\r").decode("utf-8", "replace") for line in logged), stream=stream)
+        self.log(map(last_state, logged), stream=stream)
+
+    def unfinished(self) -> Iterator[Json]:
+        """Yields what the run has printed after its last newline, such as a progress bar."""
+        for stream in ("stdout", "stderr"):
+            if told := self.position.get(f"unfinished {stream}"):
+                yield pick(told, "stream", "step", "message")
+            lines, _, _ = read_lines(f"{self.path}.{stream}", self.position[stream], FILE_BYTES_MAX, final=True)
+            text = self.mask.text(b"\n".join(lines))
+            text = text[: len(text) - self.mask.longest]  # what may begin a secret waits for its end
+            if message := last_state(text.rpartition(b"\n")[2]):
+                yield {"stream": stream, "step": None, "message": message[-LOG_LINE_BYTES_MAX:]}
 
 
 #: How what faulthandler writes begins: of a fault, of threads that it is asked for.
@@ -23824,8 +23848,7 @@ class Output(io.RawIOBase):
         lines = SECRETS.text(whole).split(b"\n") if newline else []  # a secret may have several lines
         if len(end) > LOG_LINE_BYTES_MAX:
             end = SECRETS.text(end)
-            longest = max((len(form) for _, form in SECRETS.forms), default=0)
-            cut = len(end) - longest  # what may begin a secret waits for its end
+            cut = len(end) - SECRETS.longest  # what may begin a secret waits for its end
             lines.append(end[:cut])
             end = end[cut:]
         for line in lines:
@@ -23876,11 +23899,6 @@ class Output(io.RawIOBase):
 
     def close(self) -> None:
         """Does nothing: whatever the run prints later must still be logged."""
-
-
-def last_state(line: bytes) -> str:
-    """The text of a line; of a progress bar, which goes back by carriage returns, what it shows last."""
-    return line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2]
 
 
 def clip(text: object, most: int) -> str:

@@ -365,6 +365,46 @@ def test_unfinished_output_is_not_cut_in_pieces(tau: Tau) -> None:
     assert [line["message"] for line in tau("logs", "it")["lines"]] == ["hello world"]
 
 
+def bar_of(writer: str) -> str:
+    """The source of a pipeline that shows its progress in one line, and waits with it until a file is there."""
+    return f"""
+import os, subprocess, sys, time
+def it(ctx, go: str):
+    with ctx.step("load"):
+        write = {writer}
+        write("a line\\n\\rloaded 1/30\\rloaded 2/30")
+        while not os.path.exists(go):
+            time.sleep(0.01)
+        write("\\rloaded 30/30\\n")
+"""
+
+
+@pytest.mark.parametrize(
+    ("writer", "step"),
+    [
+        ("lambda text: (sys.stderr.write(text), sys.stderr.flush())", "load"),
+        ("lambda text: subprocess.run(['printf', text], stdout=2, check=True)", None),
+        ("(ctx.secret('WORD'), lambda text: subprocess.run(['printf', text], stdout=2, check=True))[1]", None),
+    ],
+    ids=["python", "program", "with a secret"],
+)
+def test_a_line_that_is_drawn_anew_is_told_as_it_stands(
+    tau: Tau, tmp_path: Path, writer: str, step: str | None
+) -> None:
+    if "secret" in writer:
+        tau("secret", "set", "WORD", stdin="abcdefgh")
+    tau.deploy_it(bar_of(writer))
+    run_id = tau("run", "it", "-p", f"go={tmp_path / 'go'}", "--detach")["run_id"]
+    told = eventually(lambda: tau("logs", "--run", run_id).get("unfinished"))
+    assert told == [{"stream": "stderr", "step": step, "message": "loaded 2/30"}]
+    assert "… loaded 2/30" in tau.command("logs", "--run", run_id, "--text").out
+    (tmp_path / "go").touch()
+    assert tau("wait", run_id)["status"] == "success"
+    ended = tau("logs", "--run", run_id)
+    assert [line["message"] for line in ended["lines"]] == ["a line", "loaded 30/30"]
+    assert "unfinished" not in ended
+
+
 VERDICTS = [
     ({"t": "returned", "result": 1, "stopped": False}, {"signal": 9}, None, "success"),
     ({"t": "returned", "result": 1, "stopped": False}, None, "cancelled", "success"),
