@@ -173,6 +173,8 @@ if TYPE_CHECKING:
     #: Method of MCP → what answers it.
     Methods = dict[str, Callable[["Mcp", Json], Awaitable[Json]]]
     Reply = tuple[asyncio.Future[Any] | None, Any]
+    #: Family of metrics → its meaning, and a number, or numbers or histograms by their labels.
+    Families = dict[str, tuple[str, Any]]
     # Annotations of operations' arguments: see KINDS.
     Size = int
     Quota = int
@@ -9411,31 +9413,29 @@ class Daemon:
             reasons.append("the store cannot be written")
         return reasons
 
-    def figures(self, caller: Caller) -> Iterator[str]:
-        """Yields the page for Prometheus: of all, or of a key only what its namespace does."""
-        ask, disk, names = self.store.ask, os.statvfs(self.home), self.store.ask.namespaces(caller.namespace)
-        counts = {f'namespace="{name}"': ask.totals(name) for name in names}
+    def figures(self, caller: Caller) -> str:
+        """Returns the page for Prometheus: of all, or of a key only what its namespace does."""
+        ask, disk = self.store.ask, os.statvfs(self.home)
+        counts = {f'namespace="{name}"': ask.totals(name) for name in ask.namespaces(caller.namespace)}
         pipelines = collections.Counter(f'namespace="{namespace_of(name)}"' for name in ask.live_names())
-        info = f'tau_info{{version="{__version__}",protocol="{PROTOCOL}"}} 1'
-        yield family("tau_info", "gauge", "What serves.", info)
-        runs = [f'tau_runs{{{of},status="{it}"}} {some[it]}' for of, some in counts.items() for it in some]
-        yield family("tau_runs", "gauge", "Runs in the store.", *runs)
-        waiting = [f"tau_queue_length{{{of}}} {some['queued']}" for of, some in counts.items()]
-        yield family("tau_queue_length", "gauge", "Runs that wait.", *waiting)
-        yield family("tau_slots", "gauge", "Runs that may go on at the same time.", self.settings["max_concurrent"])
-        used = [f"tau_slots_used{{{of}}} {some['running']}" for of, some in counts.items()]
-        yield family("tau_slots_used", "gauge", "Runs that go on.", *used)
-        deployed = [f"tau_pipelines{{{of}}} {pipelines[of]}" for of in counts]
-        yield family("tau_pipelines", "gauge", "Pipelines deployed.", *deployed)
-        yield from self.store.metrics.families(caller.namespace)
-        if caller.namespace is not None:
-            return
-        yield family("tau_connections", "gauge", "Connections open.", len(self.connections))
-        yield family("tau_database_bytes", "gauge", "Size of the store's file.", self.store.ask.file_bytes())
-        yield family("tau_disk_free_bytes", "gauge", "Room where everything is kept.", disk.f_bavail * disk.f_frsize)
-        yield family("tau_uptime_seconds", "gauge", "Time since taud began.", round(time.time() - self.started, 1))
-        yield family("tau_auth_failures_total", "counter", "Wrong keys.", self.keys.failures)
-        yield from process_figures()
+        runs = {f'{of},status="{it}"': number for of, some in counts.items() for it, number in some.items()}
+        families: Families = {
+            "tau_info": ("What serves.", {f'version="{__version__}",protocol="{PROTOCOL}"': 1}),
+            "tau_runs": ("Runs in the store.", runs),
+            "tau_queue_length": ("Runs that wait.", {of: some["queued"] for of, some in counts.items()}),
+            "tau_slots": ("Runs that may go on at the same time.", self.settings["max_concurrent"]),
+            "tau_slots_used": ("Runs that go on.", {of: some["running"] for of, some in counts.items()}),
+            "tau_pipelines": ("Pipelines deployed.", {of: pipelines[of] for of in counts}),
+        } | self.store.metrics.families(caller.namespace)
+        if caller.namespace is None:
+            families |= process_figures() | {
+                "tau_connections": ("Connections open.", len(self.connections)),
+                "tau_database_bytes": ("Size of the store's file.", ask.file_bytes()),
+                "tau_disk_free_bytes": ("Room where everything is kept.", disk.f_bavail * disk.f_frsize),
+                "tau_uptime_seconds": ("Time since taud began.", round(time.time() - self.started, 1)),
+                "tau_auth_failures_total": ("Wrong keys.", self.keys.failures),
+            }
+        return "".join(itertools.starmap(family_text, families.items()))
 
     async def wind_up(self, drain: float, cancel: bool) -> None:
         """Admits nothing more, waits for live runs, and stops the daemon once the answer is on its way.
@@ -10582,7 +10582,7 @@ PLAIN, FIGURES = "text/plain; charset=utf-8", "text/plain; version=0.0.4; charse
 PAGES: dict[str, tuple[bool, str, Callable[[Daemon, Any], tuple[int, str]]]] = {
     "/healthz": (True, PLAIN, lambda daemon, _: (200, "ok\n")),
     "/readyz": (True, PLAIN, readiness),
-    "/metrics": (False, FIGURES, lambda daemon, caller: (200, "".join(daemon.figures(caller)))),
+    "/metrics": (False, FIGURES, lambda daemon, caller: (200, daemon.figures(caller))),
 }
 
 
@@ -11310,88 +11310,64 @@ def seen_at(side: Json, place: str, resource: str) -> Json:
 def shorten(document: Json, budget: int) -> Json:
     """Cuts parts of a document, the least telling first and in each round more of each, until it has *budget* bytes."""
     get = shell_line("tau", "inspect", document["run_id"], "--full")
-    cut: dict[str, Json] = {}
+    cuts: dict[str, Json] = {}
     for row in (*(document["error"] or {}).get("frames", ()), *document["trace"]["checks"]):
         for key in {"locals", "values"} & row.keys():
-            row[key] = cut_texts(row[key], REPR_SHOWN)
+            shown = {name: both_ends(text, REPR_SHOWN) for name, text in row[key].items() if isinstance(text, str)}
+            row[key] |= shown
     left = len(encode_json(document))
-    for share, (part, shown) in itertools.product((3, 6, 12, 25, 60), CUTS.items()):
-        if left + len(encode_json([*cut.values()])) + len(',"cut":') <= budget:
+    for share, part in itertools.product((3, 6, 12, 25, 60), CUTS):
+        if left + len(encode_json([*cuts.values()])) + len(',"cut":') <= budget:
             break
         *holder, key = part.split(".")
         place: Json = (document.get(holder[0]) if holder else document) or {}
         size, room = len(encode_json(place.get(key))), budget // share * (2 if holder == ["error"] else 1)
         if size > room and place.get(key):
-            place[key] = shown(place[key], room)
+            place[key] = cut(place[key], room, functools.partial(telling, part, place))
             left += len(encode_json(place[key])) - size
-            cut.setdefault(part, {"path": part, "bytes": size, "get": get})
-    return document | {"cut": [*cut.values()]} if cut else document
+            cuts.setdefault(part, {"path": part, "bytes": size, "get": get})
+    return document | {"cut": [*cuts.values()]} if cuts else document
 
 
-def cut_end(value: Any, room: int) -> Any:
-    """Returns about *room* bytes of a value: both ends of a text, the first whole items of a list or an object."""
+def cut(value: Any, room: int, rank: Callable[[list[Any], int], Any]) -> Any:
+    """Returns about *room* bytes of a value: both ends of a text, of a list or an object the items of lowest rank.
+
+    Rows, the objects in a list, keep all their keys.
+    """
+    if isinstance(value, str):
+        return both_ends(value, room)
     if not isinstance(value, (list, dict)):
-        return cut_texts(value, room)
-    pairs = [*value.items()] if isinstance(value, dict) else [*enumerate(value)]
-    pairs = [(key, cut_texts(item, room // 4)) for key, item in pairs[:room]]
-    shown = first_fitting(pairs, room)
-    return dict(shown) if isinstance(value, dict) else [item for _, item in shown]
+        return value
+    part = functools.partial(cut, room=room // 4, rank=rank)
+    keys, items = ([*value], [*value.values()]) if isinstance(value, dict) else (None, value)
+    told = {}
+    for number in sorted(range(len(items)), key=functools.partial(rank, items))[:room]:
+        item = items[number]
+        is_row = keys is None and isinstance(item, dict)
+        told[number] = {key: part(cell) for key, cell in item.items()} if is_row else part(item)
+    shown = sorted(first_fitting([*told.items()], room))
+    return [item for _, item in shown] if keys is None else {keys[number]: item for number, item in shown}
 
 
-def cut_texts(value: Any, room: int) -> Any:
-    """Returns a value in which each text has both its ends."""
-    if isinstance(value, list):
-        return [cut_texts(item, room) for item in value]
-    if isinstance(value, dict):
-        return {key: cut_texts(item, room) for key, item in value.items()}
-    return both_ends(value, room) if isinstance(value, str) else value
+def telling(part: str, place: Json, items: list[Any], number: int) -> Any:
+    """Ranks an item of a part: lines near the one that failed; what has failed, then both ends; else one end."""
+    item = items[number]
+    if part == "source.lines":
+        return abs(int(item.split()[0]) - place["line"])
+    if part in ("trace.steps", "trace.checks"):
+        is_fine = isinstance(item, dict) and item.get("passed", item.get("status") in ("success", "running"))
+        return is_fine, min(number, len(items) - number)
+    return -number if part in ("trace.log_tail", "attempts", "error.frames") else number
 
 
-def cut_begin(value: list[Any], room: int) -> Any:
-    return cut_end(value[::-1], room)[::-1]
-
-
-def cut_source(source: Json, room: int) -> Any:
-    """Returns the lines nearest to the one that failed."""
-    numbers = [int(text.split()[0]) for text in source["lines"]]
-    nearest = sorted(zip(numbers, source["lines"], strict=True), key=lambda line: abs(line[0] - source["line"]))
-    return source | {"lines": [text for _, text in sorted(cut_end(nearest, room))]}
-
-
-def cut_checks(checks: list[Json], room: int) -> Any:
-    return cut_end(sorted(checks, key=operator.itemgetter("passed")), room)
-
-
-def cut_frames(frames: list[Json], room: int) -> Any:
-    """Returns the innermost frames; only the last keeps its locals."""
-    return cut_begin([*({**frame, "locals": {}} for frame in frames[-6:-1]), *frames[-1:]], room)
-
-
-def cut_steps(steps: list[Json], room: int) -> Any:
-    """Returns the first and last steps of each level, and the failed ones; in the end without what they saw."""
-    ends = max(min(room // 200, 5), 1)
-    failed = [step for step in steps[ends:-ends] if step["status"] not in ("success", "running")]
-    chosen = [*steps[:ends], *failed, *steps[ends:][-ends:]][: 4 * ends]
-    shown = [step | {"steps": cut_steps(step["steps"], room // 2)} for step in chosen]
-    if len(encode_json(shown)) > room:
-        shown = [step | dict.fromkeys(("started_at", "columns")) for step in cut_texts(shown, room // 4)]
-    return cut_begin(shown, room) if len(encode_json(shown)) > 2 * room else shown
-
-
-#: Parts of a run's document, the least telling first, and what cuts each to a number of bytes.
-CUTS: dict[str, Callable[[Any, int], Any]] = {
-    "trace.log_tail": cut_begin,
-    "trace.metrics": cut_end,
-    "attempts": cut_begin,
-    "trace.steps": cut_steps,
-    "trace.checks": cut_checks,
-    **dict.fromkeys((f"changed.{key}" for key in ("variables", "packages", "duration_ms", "rows", "options")), cut_end),
-    **dict.fromkeys(("result", "partial_result", "params", "changed.params", "changed.code"), cut_end),
-    "source": cut_source,
-    **dict.fromkeys(("samples.rows", "trace.drift", "changed.columns", "changed.upstream", "error.cause"), cut_end),
-    "error.frames": cut_frames,
-    **dict.fromkeys(("error.facts", "error.message", "error.hint"), cut_end),
-}
+#: Parts of a run's document, the least telling first.
+CUTS = (
+    *("trace.log_tail", "trace.metrics", "attempts", "trace.steps", "trace.checks"),
+    *(f"changed.{key}" for key in ("variables", "packages", "duration_ms", "rows", "options")),
+    *("result", "partial_result", "params", "changed.params", "changed.code", "source.lines", "samples.rows"),
+    *("trace.drift", "changed.columns", "changed.upstream", "error.cause", "error.frames"),
+    *("error.facts", "error.message", "error.hint"),
+)
 
 
 # --- 27. Callers --------------------------------------------------------------------------
@@ -17113,16 +17089,15 @@ class Histogram:
         self.counts[bisect.bisect_left(self.bounds, seconds)] += times
         self.total += seconds
 
-    def lines(self, name: str, labels: str) -> Iterator[str]:
-        """Yields the text format, in which buckets are cumulative."""
-        braced = f"{{{labels}}}" if labels else ""
+    def samples(self, labels: str) -> Iterator[tuple[str, str, Any]]:
+        """Yields how its samples' names end, their labels, and their values; buckets are cumulative."""
         if not self.bounds:
-            yield f"{name}{braced} {self.counts[0]}"
+            yield "", labels, self.counts[0]
             return
         for bound, count in zip((*self.bounds, "+Inf"), itertools.accumulate(self.counts), strict=True):
-            yield f'{name}_bucket{{{labels}{"," if labels else ""}le="{bound}"}} {count}'
-        yield f"{name}_sum{braced} {self.total:.6f}"
-        yield f"{name}_count{braced} {sum(self.counts)}"
+            yield "_bucket", f'{labels}{"," if labels else ""}le="{bound}"', count
+        yield "_sum", labels, f"{self.total:.6f}"
+        yield "_count", labels, sum(self.counts)
 
 
 #: Bounds in seconds: FAST for answers to requests, SLOW for runs.
@@ -17189,31 +17164,34 @@ class Metrics:
         if late is not None:
             self.add("tau_schedule_lateness_seconds", max(late, 0.0))
 
-    def families(self, namespace: str | None) -> Iterator[str]:
-        """Yields all families, or of a namespace those that tell namespaces apart."""
-        for name, (meaning, bounds) in FAMILIES.items():
-            own = "" if namespace is None else f'namespace="{namespace}"'
-            tallies = sorted((labels, tally) for labels, tally in self.tallies[name].items() if own in labels)
-            samples = [line for labels, tally in tallies for line in tally.lines(name, labels)]
-            if samples or not own:
-                yield family(name, "histogram" if bounds else "counter", meaning, *samples)
+    def families(self, namespace: str | None) -> Families:
+        """Returns all families, or of a namespace those that tell namespaces apart."""
+        own = "" if namespace is None else f'namespace="{namespace}"'
+        shown = {name: {of: one for of, one in tallies.items() if own in of} for name, tallies in self.tallies.items()}
+        return {name: (FAMILIES[name][0], some) for name, some in shown.items() if some or not own}
 
 
-def family(name: str, kind: str, meaning: str, *samples: str | float) -> str:
-    """The text of a family.  A number is its only sample."""
-    lines = (sample if isinstance(sample, str) else f"{name} {sample}" for sample in samples)
-    return "\n".join((f"# HELP {name} {meaning}", f"# TYPE {name} {kind}", *lines, ""))
+def family_text(name: str, family: tuple[str, Any]) -> str:
+    meaning, values = family
+    kind = "counter" if name.endswith("_total") else "histogram" if name in FAMILIES else "gauge"
+    lines = [f"# HELP {name} {meaning}", f"# TYPE {name} {kind}"]
+    for labels, value in sorted(values.items()) if isinstance(values, dict) else [("", values)]:
+        samples = value.samples(labels) if isinstance(value, Histogram) else [("", labels, value)]
+        lines += [f"{name}{end}{{{of}}} {number}" if of else f"{name}{end} {number}" for end, of, number in samples]
+    return "\n".join([*lines, ""])
 
 
-def process_figures() -> Iterator[str]:
-    """Yields what this process uses, under the names that Prometheus's own clients have."""
-    used, (limit, _) = resource.getrusage(resource.RUSAGE_SELF), resource.getrlimit(resource.RLIMIT_NOFILE)
-    yield family("process_cpu_seconds_total", "counter", "CPU time.", round(used.ru_utime + used.ru_stime, 2))
-    yield family("process_max_fds", "gauge", "Descriptors that may be open.", limit)
+def process_figures() -> Families:
+    """Returns what this process uses, under the names that Prometheus's own clients have."""
+    figures: Families = {
+        "process_cpu_seconds_total": ("CPU time.", round(time.process_time(), 2)),
+        "process_max_fds": ("Descriptors that may be open.", resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
+    }
     if pages := peek("/proc/self/statm").split()[1:2]:
-        size = int(pages[0]) * os.sysconf("SC_PAGE_SIZE")
-        yield family("process_resident_memory_bytes", "gauge", "Memory.", size)
-        yield family("process_open_fds", "gauge", "Open descriptors.", len(os.listdir("/proc/self/fd")))
+        memory = int(pages[0]) * os.sysconf("SC_PAGE_SIZE")
+        figures["process_resident_memory_bytes"] = "Memory.", memory
+        figures["process_open_fds"] = "Open descriptors.", len(os.listdir("/proc/self/fd"))
+    return figures
 
 
 # === Part V: the run process ===============================================================
