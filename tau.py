@@ -9957,7 +9957,7 @@ class Call:
 
     def among(self) -> list[str] | None:
         """The pipelines that the caller sees; None means all."""
-        return self.caller.sift(self.ask.known_names()) if self.caller.is_limited else None
+        return self.caller.among(self.ask)
 
     def only_waits(self) -> None:
         """Lets other requests begin: from now on, this one only waits for a run."""
@@ -10601,9 +10601,6 @@ PASSING = (408, 425, 429)
 REDIRECTS_MAX = 3
 #: How many events that are not for a recipient it may have to look at again after a restart.
 SEEN_MOST = 1000
-#: A reopening that was told of late waits, and is told if the incident is still open then.
-WAITED = """SELECT e.* FROM events e JOIN incidents i ON i.incident = json_extract(e.data, '$.incident')
-    WHERE seq = ? AND i.status = 'open'"""
 
 
 class Recipient:
@@ -10629,8 +10626,7 @@ class Recipient:
 
     def news(self, ask: Questions, since: int, limit: int) -> Json:
         """Returns the first events after *since* that are for it."""
-        among = self.caller.sift(ask.known_names()) if self.caller.is_limited else None
-        return ask.events(since, limit, among, self.types, None)
+        return ask.events(since, limit, self.caller.among(ask), self.types, None)
 
 
 class Outbox:
@@ -10678,43 +10674,37 @@ class Outbox:
             await self.store.write(self.begin, [*self.recipients])
             return 0.0
         told, since = row["told"], max(row["seq"], recipient.seen)
-        waiting = (seq for at, seq in told.values() if seq > 0 and now - instant_of(at) >= REOPENED_S)
-        waited = min(waiting, default=0)
-        page = await self.daemon.ask_as(recipient.caller, lambda call: self.page(call, recipient, told, since, waited))
+        late = next((seq for at, seq in told.values() if seq and now - instant_of(at) >= REOPENED_S), 0)
+        page = await self.daemon.ask_as(recipient.caller, lambda call: recipient.news(call.ask, since, 1))
+        if late and (event := self.store.ask.row("SELECT * FROM events WHERE seq = ?", late)):
+            page["events"] = [event]
         # What may be deleted within a day is of runs, and no incident.
         if page.get("first", 0) > row["gap"] and not all(kind.startswith("incident.") for kind in recipient.types):
-            await self.store.write(self.tell_gap, recipient, page["first"])
+            row["gap"] = page["first"]
+            await self.store.write(self.tell_gap, row)
         if not page["events"]:
             recipient.seen = page["next"]
-            if waited or page["next"] > row["seq"] + SEEN_MOST:
-                await self.store.write(self.save, recipient, {"seq": page["next"], "told": told})
+            if page["next"] > row["seq"] + SEEN_MOST:
+                await self.store.write(self.save, row | {"seq": page["next"]})
             return None
         (event,) = page["events"]
-        if event["seq"] > row["seq"] and is_early(told, event):
-            await self.store.write(self.save, recipient, {"seq": event["seq"], "told": told})
+        if is_early(told, event, now):
+            await self.store.write(self.save, row | {"seq": event["seq"]})
             return 0.0
-        is_old, receipt = now - instant_of(event["at"]) > DELIVERED_WITHIN_S, None
+        is_old = now - instant_of(event["at"]) > DELIVERED_WITHIN_S
+        receipt: Json = {"ok": False, "refused": False, "said": row["problem"]}
         if not (is_old and row["failures"]):
             left = instant_ms(row["next_at"]) / 1000 - now if row["next_at"] else 0.0
             if left > 0 or self.store.database.is_full:  # what came of an attempt could not be kept
                 return min(left or PULSE_S, RETRY_MOST_S)
             receipt = await self.send(recipient, event)
         trouble = await self.store.write(self.settle, recipient, row, event, receipt, is_old)
-        if receipt and receipt["ok"]:
+        if receipt["ok"]:
             self.daemon.warnings.pop(f"notify.{recipient.name}", None)
         elif trouble:
             text = f"[notify.{recipient.name}] {trouble}; `tau notify list` tells more"
             self.daemon.warn(text, f"notify.{recipient.name}")
         return 0.0
-
-    def page(self, call: Call, recipient: Recipient, told: Json, since: int, waited: int) -> Json:
-        if waited:
-            (incident,) = (name for name, pair in told.items() if pair[1] == waited)
-            event = call.ask.row(WAITED, waited)
-            told[incident] = [self.store.now(), 0] if event else [told[incident][0], -1]
-            if event:
-                return {"events": [event]}
-        return recipient.news(call.ask, since, 1)
 
     async def send(self, recipient: Recipient, event: Json) -> Json:
         """Tries once to deliver an event; returns what came of it."""
@@ -10777,51 +10767,46 @@ class Outbox:
     def delete_letter(self, event_id: str) -> None:
         self.store.db.execute("DELETE FROM dead_letters WHERE id = ?", [event_id])
 
-    def save(self, recipient: Recipient, columns: Json) -> None:
-        self.store.sql.set("recipients", {"name": recipient.name}, **columns)
+    def save(self, row: Json) -> None:
+        self.store.sql.set("recipients", {"name": row["name"]}, **row)
 
-    def tell_gap(self, recipient: Recipient, first: int) -> None:
-        self.save(recipient, {"gap": first})
-        problem = f"events before {first} were deleted, and may not have been told"
-        self.store.event("notify.failed", None, None, {"recipient": recipient.name, "first": first, "problem": problem})
+    def tell_gap(self, row: Json) -> None:
+        self.save(row)
+        problem = f"events before {row['gap']} were deleted, and may not have been told"
+        data = {"recipient": row["name"], "first": row["gap"], "problem": problem}
+        self.store.event("notify.failed", None, None, data)
 
-    def settle(self, recipient: Recipient, row: Json, event: Json, receipt: Json | None, is_old: bool) -> str | None:
-        """Keeps what came of an attempt, None: an old event was not tried any more.  Returns what to warn of."""
-        now, fine = self.store.now(), {"failures": 0, "failing_at": None, "next_at": None}
-        recent = self.store.now(-REOPENED_S)
-        told = {name: pair for name, pair in row["told"].items() if pair[1] > 0 or pair[0] > recent}
-        past, receipt = {"seq": max(row["seq"], event["seq"]), "told": told}, receipt or {"said": row["problem"]}
-        if receipt.get("ok"):
-            self.save(recipient, {**past, **fine, "problem": None, "delivered_at": now})
-            return None
-        if receipt.get("refused"):
-            self.save(recipient, {**past, **fine, "problem": receipt["said"]})
-        elif "ok" in receipt:
+    def settle(self, recipient: Recipient, row: Json, event: Json, receipt: Json, is_old: bool) -> str | None:
+        """Keeps what came of an attempt; an old event may not have been tried any more.  Returns what to warn of."""
+        now, attempts, said = self.store.now(), row["failures"] + ("id" in receipt), receipt["said"]
+        if receipt["ok"] or receipt["refused"]:
+            row |= {"failures": 0, "failing_at": None, "next_at": None}
+        elif "id" in receipt:
             pause = min(max(RETRY_FIRST_S * 2 ** min(row["failures"], 12), receipt["wait_s"]), RETRY_MOST_S)
-            row |= {"failures": row["failures"] + 1, "failing_at": row["failing_at"] or now}
-            again = {"next_at": self.store.now(pause), "problem": receipt["said"]}
-            self.save(recipient, pick(row, "failures", "failing_at") | again | (past if is_old else {}))
-        else:
-            self.save(recipient, past)
-        if is_old or receipt.get("refused"):
-            letter = pick(event, "seq", "type") | {
-                "recipient": recipient.name,
-                "attempts": row["failures"] + bool(receipt.get("refused")),
-            }
-            letter |= {"id": recipient.event_id(event), "problem": receipt["said"]}
+            row |= {"failures": attempts, "failing_at": row["failing_at"] or now, "next_at": self.store.now(pause)}
+        row |= {"problem": None, "delivered_at": now} if receipt["ok"] else {"problem": said}
+        is_dead = not receipt["ok"] and (receipt["refused"] or is_old)
+        if receipt["ok"] or is_dead:
+            recent = self.store.now(-REOPENED_S)
+            row["told"] = {name: pair for name, pair in row["told"].items() if pair[1] or pair[0] > recent}
+            row["seq"] = max(row["seq"], event["seq"])
+        self.save(row)
+        if is_dead:
+            letter = {"recipient": recipient.name, "attempts": attempts, "id": recipient.event_id(event)}
+            letter |= pick(event, "seq", "type") | {"problem": said}
             self.store.sql.put("dead_letters", letter | {"pipeline": event["pipeline"], "at": now}, clash="REPLACE")
             self.store.event("notify.failed", event["pipeline"], None, letter)
-            return f"has not taken an event: {receipt['said']}"
-        return f"fails: {receipt['said']}" if row["failing_at"] < self.store.now(-TROUBLE_S) else None
+            return f"has not taken an event: {said}"
+        return f"fails: {said}" if (row["failing_at"] or now) < self.store.now(-TROUBLE_S) else None
 
 
-def is_early(told: Json, event: Json) -> bool:
+def is_early(told: Json, event: Json, now: float) -> bool:
     """Whether a reopening comes too soon after the last that was told, or a closing after one that waits."""
     incident, kind = event["data"].get("incident"), event["type"]
     at, waits = told.get(incident, ("", 0))
     if kind == "incident.reopened":
-        is_soon = bool(at) and instant_of(event["at"]) - instant_of(at) < REOPENED_S
-        told[incident] = [at, event["seq"]] if is_soon else [event["at"], 0]
+        is_soon = bool(at) and now - instant_of(at) < REOPENED_S
+        told[incident] = [at, event["seq"]] if is_soon else [rfc3339(now), 0]
         return is_soon
     if kind == "incident.closed" and waits:
         told[incident] = [at, 0]
@@ -11449,6 +11434,10 @@ class Caller:
 
     def sift(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if self.sees(name)]
+
+    def among(self, ask: Questions) -> list[str] | None:
+        """The pipelines that this caller sees; None means all."""
+        return self.sift(ask.known_names()) if self.is_limited else None
 
 
 class Keys:
