@@ -9128,8 +9128,8 @@ def detach(home: str, words: list[str], port: str | None, umask: int) -> Json:
         os.close(take_lock(home))
     except Conflict as owned:
         if port and not any(address.endswith(f":{port}") for address in owned.detail.get("addresses", ())):
-            owned.hint = shell_line("tau", "shutdown") + "; " + shell_line("taud", *words)
-            raise Conflict(f"{owned}, and does not listen on port {port}", owned.hint, **owned.detail) from None
+            hint = "tau shutdown; " + shell_line("taud", *words)
+            raise Conflict(f"{owned}, and does not listen on port {port}", hint, **owned.detail) from None
         return {"changed": False, "home": home} | owned.detail
     log_path = os.path.join(home, "taud.log")
     rotate_log(log_path)
@@ -9257,13 +9257,15 @@ class Daemon:
             await self.runner.open()
             self.scheduler.open()
             await self.store.write(self.store.give_up_heals, self.settings["heal"])
-            repeat = self.runner.tasks.repeat
-            repeat(self.retention.watch, pause=PRUNE_EVERY_S)
-            repeat(self.scheduler.watch, pause=ALIVE_S)
-            repeat(self.look_after, pause=LOOK_AFTER_S)
-            repeat(self.weigh, pause=WEIGH_EVERY_S)
-            repeat(self.heal_open, pause=HEAL_EVERY_S)
-            repeat(self.manager.ping, pause=self.manager.ping_s or DAY_S)
+            for part, pause in (
+                (self.retention.watch, PRUNE_EVERY_S),
+                (self.scheduler.watch, ALIVE_S),
+                (self.look_after, LOOK_AFTER_S),
+                (self.weigh, WEIGH_EVERY_S),
+                (self.heal_open, HEAL_EVERY_S),
+                (self.manager.ping, self.manager.ping_s or DAY_S),
+            ):
+                self.runner.tasks.repeat(part, pause=pause)
             self.listeners.start()
             ready: Json = {"pid": os.getpid(), "socket": os.path.join(self.home, "tau.sock")}
             ready |= {"home": self.home, "addresses": [*self.listeners.bound]}
@@ -9490,49 +9492,24 @@ TLS_SETTINGS = ("tls_cert", "tls_key", "tls_client_ca")
 def set_up_log(level: str, path: str | None = None) -> None:
     """Logs to stderr: with times, or with priorities for the journal, which has its own times.
 
-    *path* is the file that stderr is, if it is ours.
+    *path* is the file that stderr is, if it is ours, which is rotated.
     """
     handler, journal = logging.StreamHandler(), stderr_is_journal()
     plain = logging.Formatter(None if journal else "%(asctime)s %(levelname)s %(message)s")
 
     def layout(record: logging.LogRecord) -> str:
+        if path is not None and rotate_log(path):
+            with contextlib.suppress(OSError), open(path, "ab") as fresh:
+                os.dup2(fresh.fileno(), 2)
         mark = f"<{PRIORITIES[record.levelname]}>" if journal else ""
         return "\n".join(mark + line for line in printable(plain.format(record)).splitlines())
 
     handler.format = layout  # type: ignore[method-assign]
-    handler.addFilter(LogFilter(path))
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 #: A log that is larger is rotated; one old log stays.
 LOG_BYTES_MAX = 1 << 20
-#: A warning counts as repeated if it comes again within this time.
-REPEATED_S = 600.0
-REPEATS_MAX = 100
-
-
-class LogFilter:
-    """Bounds the log: of repeated warnings and errors it passes the 1st, 10th, 100th, …, and it rotates our file."""
-
-    def __init__(self, path: str | None) -> None:
-        self.path = path
-        self.repeats: dict[str, tuple[int, float]] = {}  # text → how often it has come, and when last
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if self.path is not None and rotate_log(self.path):
-            with contextlib.suppress(OSError), open(self.path, "ab") as fresh:
-                os.dup2(fresh.fileno(), 2)
-        if record.levelno < logging.WARNING:
-            return True
-        text = record.getMessage()
-        count, last = self.repeats.pop(text, (0, 0.0))
-        count = count + 1 if record.created - last < REPEATED_S else 1
-        self.repeats[text] = count, record.created
-        if len(self.repeats) > REPEATS_MAX:
-            self.repeats.pop(next(iter(self.repeats)), None)  # another thread may have done it
-        if count > 1:
-            record.msg, record.args, record.exc_info = f"{text} ({count:,} times)", (), None
-        return str(count).strip("0") == "1"
 
 
 def rotate_log(path: str) -> bool:
@@ -11022,7 +10999,8 @@ def describe(
     attempt = attempt or {}
     if attempt.get("log_lines", 0) > len(tail) > 0:
         tail[0]["at_least"] = True  # lines before it may say the same
-    ended = attempt.get("ended") or {}
+    if ended := attempt.get("ended") or {}:
+        ended["start"] = "cold" if ended.get("import_saved_ms") is None else "warm"
     version = ask.version(run["pipeline"], run["version"])
     own = ask.namespace(namespace_of(run["pipeline"]))["options"]["executor"]
     executor = own or run["executor"] or version["options"].get("executor")
@@ -11038,8 +11016,7 @@ def describe(
             "log_tail": [message_of(line) for line in fold(tail)[-LOG_SHOWN:]],
         },
         "held_by": held_by(call, run_id),
-        "resources": {key: ended.get(key) for key in ("cpu_ms", "max_rss_bytes", "exit_code", "signal")}
-        | {"start": ("cold" if ended.get("import_saved_ms") is None else "warm") if ended else None}
+        "resources": {key: ended.get(key) for key in ("cpu_ms", "max_rss_bytes", "exit_code", "signal", "start")}
         | {"import_saved_ms": ended.get("import_saved_ms")},
     }
     if run["status"] != "success" and run["result"] is not None:  # it returned after it was asked to stop
@@ -11208,21 +11185,20 @@ class Case:
 
 #: What the document of a run says of its incident.
 INCIDENT_SHOWN = ("incident", "status", "count", "first_at", "last_at", "versions", "fixed_by", "fixed_run")
-#: A file up to this size is shown whole, else the function that failed, up to so many lines.
+#: A file up to this size is shown whole, else the function that failed, up to so many lines before and after.
 SOURCE_BYTES = 1_500
-SOURCE_LINES = 40
+SOURCE_LINES = 25
 
 
 def function_around(text: str, line: int) -> tuple[int, int]:
     """Returns the first and the last line of the innermost function that a line is in, or of some lines around it."""
-    first, last = line - SOURCE_LINES // 2, line + SOURCE_LINES // 4
+    found = [(1, sys.maxsize)]
     with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
         nodes = ast.walk(ast.parse(text))
-        functions = (node for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
-        lines = ((node.lineno, node.end_lineno or line) for node in functions)
-        begin, end = max((pair for pair in lines if pair[0] <= line <= pair[1]), default=(first, last))
-        first, last = (begin, end) if end - begin < SOURCE_LINES else (max(begin, first), min(end, last))
-    return max(first, 1), last
+        functions = [node for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+        found += [(node.lineno, node.end_lineno or line) for node in functions]
+    first, last = max(pair for pair in found if pair[0] <= line <= pair[1])
+    return max(first, line - SOURCE_LINES), min(last, line + SOURCE_LINES)
 
 
 # What differs between two runs.
@@ -11556,29 +11532,27 @@ def see(call: Call, arguments: Json) -> Json:
     kinds = {name: known[name].kind for name, value in arguments.items() if value is not None}
     if caller.is_limited and not call.chosen.sifts and not {*kinds.values()} & {*SUBJECTS, "list[RunId]"}:
         raise Forbidden(f"'{caller.name}' is for {caller.reach} only", SEEN_HINT)
-    words = {name: subject_of(call, kind, arguments[name]) for name, kind in kinds.items() if kind in SUBJECTS}
-    keys = {name: full_name(arguments[name], caller.home) for name, kind in kinds.items() if kind == "KeyName"}
-    for name, key in keys.items():
-        if caller.namespace not in (None, namespace_of(key)):
-            raise NotFound(f"no key named '{arguments[name]}'", "`tau key list` shows all")
-    return arguments | words | keys
+    named = {name: kind for name, kind in kinds.items() if kind in (*SUBJECTS, "KeyName")}
+    return arguments | {name: subject_of(call, kind, arguments[name]) for name, kind in named.items()}
 
 
 def subject_of(call: Call, kind: str, word: str) -> str:
-    """Returns what a word of the caller stands for, by an annotation of SUBJECTS: a whole name, or the id of a run."""
+    """Returns what a word of the caller stands for, by its annotation: a whole name, or the id of a run."""
     caller, ask, name = call.caller, call.ask, full_name(word, call.caller.home)
-    if kind == "PipelineName" and caller.sees(name):
-        return name
-    if kind == "Subject" and caller.sees(name) and ask.is_known(name):
+    if kind == "KeyName":
+        if caller.namespace in (None, namespace_of(name)):
+            return name
+        raise NotFound(f"no key named '{word}'", "`tau key list` shows all")
+    is_name = kind != "RunId" and caller.sees(name)
+    if is_name and (kind == "PipelineName" or ask.is_known(name)):
         return name
     if kind != "PipelineName":
-        if not caller.is_limited:
-            return word
-        if caller.sees(ask.value("SELECT pipeline FROM incidents WHERE incident = ?", word) or ""):
+        incident = "SELECT pipeline FROM incidents WHERE incident = ?"
+        if not caller.is_limited or caller.sees(ask.value(incident, word) or ""):
             return word
         with contextlib.suppress(NotFound):
             return ask.find_run(word, call.among())
-    if kind == "Subject" and caller.sees(name):
+    if is_name:
         raise ask.unknown(name)
     raise NotFound(f"no {'run' if kind == 'RunId' else 'pipeline named'} '{word}'")
 
