@@ -450,7 +450,7 @@ class TauError(Exception):
     and maybe a header.  Of a message longer than `longest`, which repeats a long word, both ends are left.
     """
 
-    code, number, exit, retryable, longest = "internal", -32603, 9, False, 2_000
+    code, number, exit, retryable, longest = "internal", -32603, 9, False, 1_000
     status: tuple[Any, ...] = (400,)
 
     def __init_subclass__(cls, **attributes: Any) -> None:
@@ -983,24 +983,6 @@ def read_only(path: str, shared: bool = False) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
 
 
-def loses_commits(version: tuple[int, ...]) -> bool:
-    """Whether an SQLite can lose a commit when two connections write or checkpoint at once (sqlite.org/wal.html)."""
-    return version < (3, 44, 6) or (3, 45) <= version < (3, 50, 7) or (3, 51) <= version < (3, 51, 3)
-
-
-def find_strangers(path: str, ours: Sequence[int]) -> list[str]:
-    """Returns who else uses a store: a replicator's folder beside it, this user's processes that have it open."""
-    path, pids = os.path.realpath(path), set[int]()
-    for link in glob.iglob("/proc/[0-9]*/fd/*"):
-        pid = int(link.split("/")[2])
-        with contextlib.suppress(OSError):  # the process has ended, or may not be looked at
-            if pid not in ours and os.readlink(link) == path and os.stat(f"/proc/{pid}").st_uid == os.geteuid():
-                pids.add(pid)
-    replicator = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}-litestream")
-    processes = [f"process {pid} ({peek(f'/proc/{pid}/comm').strip()})" for pid in sorted(pids)]
-    return [replicator] * os.path.isdir(replicator) + processes
-
-
 def find_damage(db: sqlite3.Connection, tables: Sequence[str] = ()) -> str | None:
     """Returns the first fault in the structure of a database, or of *tables* of it; None if it is sound.
 
@@ -1157,11 +1139,10 @@ def message_of(line: Json) -> str:
 def nest(steps: list[Json]) -> list[Json]:
     shown = ("name", "status", "started_at", "duration_ms", "rows_in", "rows_out", "columns", "error")
     trees: dict[int | None, Json] = {None: {"steps": []}}
-    for step in steps:
+    for step in steps:  # each comes after the one that holds it
         seen = {key: step[key] for key in SEEN_COLUMNS if step[key]}
-        trees[step["step"]] = pick(step, *shown) | seen | {"steps": []}
-    for step in steps:
-        trees.get(step["parent"], trees[None])["steps"].append(trees[step["step"]])
+        tree = trees[step["step"]] = pick(step, *shown) | seen | {"steps": []}
+        trees.get(step["parent"], trees[None])["steps"].append(tree)
     return list(trees[None]["steps"])
 
 
@@ -1906,9 +1887,10 @@ def refusal(request: Any, error: TauError) -> bytes:
 
 
 def from_wire(error: Json) -> TauError:
-    data = {"code": "", "hint": "", "retryable": None} | (error.get("data") or {})
-    code, hint, _ = (data.pop(key) for key in ("code", "hint", "retryable"))
-    return ERRORS.get(code, Internal)(error.get("message", ""), hint, **data)
+    """What to_wire(), or to_json(), has made a document of."""
+    about = {"message": "", "hint": ""} | error | (error.get("data") or {})
+    known = ERRORS.get(about.get("code", ""), Internal)
+    return known(about["message"], about["hint"], **omit(about, ("code", "message", "hint", "retryable", "data")))
 
 
 def check_paths(paths: Collection[Any]) -> None:
@@ -1942,9 +1924,8 @@ SCHEMES = {
     "https": (True, True, 443),
 }
 SKEW_HINT = "install the same version of tau on both sides, and start the daemon anew"
-ADDRESS_RULE = (
-    r"(?:(?P<scheme>\w+)://)?(?P<host>\[[^]/?#@ ]+\]|[^][:/?#@ ]+)(?::(?P<port>[0-9]{1,5}))?(?P<path>/[^?#@ ]*)?"
-)
+#: A scheme, a host, a port and a path.
+ADDRESS_RULE = r"(?:(\w+)://)?(\[[^]/?#@ ]+\]|[^][:/?#@ ]+)(?::([0-9]{1,5}))?(/[^?#@ ]*)?"
 ADDRESS_HINT = "unix:///path/tau.sock, tcp://host:8400, tls://host:8400, http://host:8400 or https://host"
 
 
@@ -1953,20 +1934,19 @@ class Address:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.scheme, _, self.path = text.rpartition("://") if text.startswith("unix://") else ("", "", "")
+        self.scheme, self.path = "unix", text.removeprefix("unix://")
         self.host, self.port, self.web, self.secure = "", 0, False, False
-        if self.scheme == "unix":
+        if self.path != text:
             return
         match = re.fullmatch(ADDRESS_RULE, text) if text.isprintable() else None
-        parts = match.groupdict("") if match else dict.fromkeys(("scheme", "host", "port", "path"), "")
-        self.scheme = parts["scheme"] or "tcp"
+        scheme, host, port, path = match.groups("") if match else ("", "", "", "/")
+        self.scheme = scheme or "tcp"
         self.web, self.secure, usual = SCHEMES.get(self.scheme, (False, False, 0))
-        self.port = int(parts["port"] or (usual if parts["scheme"] else 0)) if usual else 0
-        if not 0 < self.port < 65_536 or (parts["path"] and not self.web):
+        self.port = int(port or (usual if scheme else 0)) if usual else 0
+        if not 0 < self.port < 65_536 or (path and not self.web):
             shown = re.sub(r"^(\w+://)?.*@", r"\1…@", text)  # there may be a password before the @
             raise BadRequest(f"'{shown}' is not an address", ADDRESS_HINT)
-        self.host = parts["host"].strip("[]")
-        self.path = parts["path"].rstrip("/")  # a reverse proxy may put it before /rpc
+        self.host, self.path = host.strip("[]"), path.rstrip("/")  # a reverse proxy may put the path before /rpc
 
     @property
     def where(self) -> str:
@@ -2184,7 +2164,6 @@ def is_read_only() -> bool:
 
 
 def refuse_writes(method: str, effect: str) -> None:
-    """Raises Forbidden if TAU_READ_ONLY is set, unless the operation only reads."""
     if effect != "reads" and is_read_only():
         raise Forbidden(f"TAU_READ_ONLY is set: '{method}' would change something", "unset TAU_READ_ONLY")
 
@@ -2219,24 +2198,24 @@ SERVICE_SOCKET = "/run/tau/tau.sock"
 
 
 def find_daemon(host: str | None, env: str | None, home: str | None, namespace: str | None = None) -> Peer:
-    """Finds the daemon and the namespace that are meant there, by flags, variables and environments."""
-    peer = find_peer(host, env, home)
-    peer.namespace = namespace or os.environ.get("TAU_NAMESPACE") or peer.namespace
-    return peer
+    """Finds the daemon by --host, --env, --home, TAU_HOST, TAU_ENV or `tau env use`, else at the home's socket.
 
-
-def find_peer(host: str | None, env: str | None, home: str | None) -> Peer:
-    """Finds the daemon by --host, --env, --home, TAU_HOST, TAU_ENV or `tau env use`, else at the home's socket."""
+    The namespace that is meant there is named by a flag, by TAU_NAMESPACE, or by the environment.
+    """
     flags = (("--host", host), ("--env", env), ("--home", home))
     named = (*flags, *((variable, os.environ.get(variable)) for variable in ("TAU_HOST", "TAU_ENV")))
     origin, name = next((pair for pair in named if pair[1]), ("tau env use", ""))
     if not (name := name or chosen_environment()) or origin == "--home":
-        return Peer("--home" if home else "home", find_home(home))
-    environment = {"host": name} if origin in ("--host", "TAU_HOST") else read_environment(name, origin) | {"env": name}
-    peer = Peer(origin, find_home(home), **environment)
-    check_flags(peer, env, home)
-    if not peer.api_key and not peer.host.startswith("unix:"):
-        peer.api_key = environment_key(peer.host)
+        peer = Peer("--home" if home else "home", find_home(home))
+    elif origin in ("--host", "TAU_HOST"):
+        peer = Peer(origin, find_home(home), name)
+    else:
+        peer = Peer(origin, find_home(home), env=name, **read_environment(name, origin))
+    if peer.host:
+        check_flags(peer, env, home)
+        if not peer.api_key and not peer.host.startswith("unix:"):
+            peer.api_key = environment_key(peer.host)
+    peer.namespace = namespace or os.environ.get("TAU_NAMESPACE") or peer.namespace
     return peer
 
 
@@ -2357,25 +2336,22 @@ def find_config(flag: str | None, home: str) -> str | None:
 
 def read_settings(flags: Mapping[str, Any], config: str | None) -> Json:
     file = read_config(config) if config else {}
-    settings = {}
+    settings: Json = {}
     for row in SETTINGS:
         sources = (
             (flags.get(row.name), row.flag),
             (os.environ.get(row.environment) or None, f"${row.environment}"),
             (file.get(row.section, {}).get(row.name), f"{config}: [{row.section}].{row.name}"),
         )
-        given = next((source for source in sources if source[0] is not None), None)
-        settings[row.name] = row.read(*given) if given else row.default
+        given = next((source for source in sources if source[0] is not None), (row.default, ""))
+        settings[row.name] = row.read(*given)
     if not settings["api_key"] and (folder := os.environ.get("CREDENTIALS_DIRECTORY")):
         path = os.path.join(folder, KEY_CREDENTIAL)
         settings["api_key"] = read_text(path, "see LoadCredential= of the unit", missing="").strip()
     check_zone(settings["timezone"])
-    executors = {name: EXECUTOR_DEFAULTS | table for name, table in file.get("executors", {}).items()}
-    recipients = {name: NOTIFY_DEFAULTS | table for name, table in file.get("notify", {}).items()}
-    spaces = {name: table.get("connections", {}) for name, table in file.get("namespaces", {}).items()}
-    named = {"connections": file.get("connections", {}), "executors": executors, "notify": recipients}
-    named["namespaces"] = spaces  # name → its own connections
-    return settings | named | {"heal": HEAL_DEFAULTS | file.get("heal", {})}
+    for section, (_, defaults, _) in NAMED_TABLES.items():
+        settings[section] = {name: defaults | table for name, table in file.get(section, {}).items()}
+    return settings | {"heal": HEAL_DEFAULTS | file.get("heal", {})}
 
 
 def check_zone(name: str) -> str:
@@ -2441,23 +2417,23 @@ HEAL_DEFAULTS = {"command": [], "env": [], "auto": False, "data": False, "attemp
 HEAL_DEFAULTS |= {"rounds": 3, "time_s": 900.0, "cool_down_s": 600.0, "probation": 3}
 HEAL_HINT = '[heal] command = ["/path/to/agent.sh"]'
 CONNECTION = object_schema({"url": {"type": "string"}, "peek": {"type": "boolean"}}, "url")
-#: section of named tables → the schema of each table, and an example.
-NAMED_TABLES = {
-    "connections": (CONNECTION, '[connections.shop] url = "postgresql://tau:${PG_PASSWORD}@db/shop"'),
+#: section of named tables → the schema of each table, its defaults, and an example.
+NAMED_TABLES: dict[str, tuple[Json, Json, str]] = {
+    "connections": (CONNECTION, {}, '[connections.shop] url = "postgresql://tau:${PG_PASSWORD}@db/shop"'),
     "namespaces": (
         object_schema({"connections": {"type": "object", "additionalProperties": CONNECTION}}),
+        {"connections": {}},
         '[namespaces.acme.connections.shop] url = "sqlite:////srv/acme.db"',
     ),
-    "executors": (object_schema(EXECUTOR_KEYS, "command"), EXECUTOR_HINT),
-    "notify": (object_schema(NOTIFY_KEYS), NOTIFY_HINT),
+    "executors": (object_schema(EXECUTOR_KEYS, "command"), EXECUTOR_DEFAULTS, EXECUTOR_HINT),
+    "notify": (object_schema(NOTIFY_KEYS), NOTIFY_DEFAULTS, NOTIFY_HINT),
 }
 
 
 def read_config(path: str) -> Json:
     """The tables of a configuration file; BadRequest for anything Tau does not know."""
     tables = read_toml(path, "check --config and TAU_CONFIG")
-    known: Json = {section: {} for section in NAMED_TABLES}
-    known["heal"] = HEAL_KEYS
+    known: Json = {section: {} for section in NAMED_TABLES} | {"heal": HEAL_KEYS}
     for row in SETTINGS:
         known.setdefault(row.section, {})[row.name] = {}
         if row.name in tables:
@@ -2468,7 +2444,7 @@ def read_config(path: str) -> Json:
             hint = f"write [{section}] and below it what you set of: {', '.join(known[section])}"
             demand(object_schema(known[section]), table, f"{path}: [{section}]", hint)
             continue
-        schema, hint = NAMED_TABLES[section]
+        schema, _, hint = NAMED_TABLES[section]
         for name in demand({"type": "object"}, table, f"{path}: [{section}]", hint):
             check_name(name, f"a name of [{section}] in {path}")
             demand(schema, table[name], f"{path}: [{section}.{name}]", hint)
@@ -2530,11 +2506,12 @@ def read_secret(
         return folder[name], "home"
     if name in environ and not name.startswith(PRIVATE_ENVIRONMENT):
         return environ[name], "environment"
-    folders = {"home": os.path.realpath(folder)} if isinstance(folder, str) else {}
-    if folders and name != KEY_CREDENTIAL:  # this key opens the daemon: pipelines must not get it
-        folders = {"credentials": environ.get("CREDENTIALS_DIRECTORY") or os.devnull} | folders
-    for where, place in folders.items():
-        if os.path.exists(path := secret_path(place, name) if where == "home" else os.path.join(place, name)):
+    if not isinstance(folder, str):
+        return None, None
+    given = "" if name == KEY_CREDENTIAL else environ.get("CREDENTIALS_DIRECTORY", "")  # no pipeline gets that key
+    places = (("credentials", os.path.join(given, name)), ("home", secret_path(os.path.realpath(folder), name)))
+    for where, path in places:
+        if os.path.isabs(path) and os.path.exists(path):
             about = os.stat(path)
             if where == "home" and about.st_mode & 0o077:
                 raise MissingSecret(f"{path} can be read by others", shell_line("chmod", "600", path))
@@ -2629,8 +2606,7 @@ class Mask:
 def spellings(value: str) -> set[str]:
     """Returns how a text, or a line of it, may appear: escaped, quoted for URLs, in base64 at any offset."""
     forms = {value, value.strip(), *value.splitlines()}
-    for form in tuple(forms):
-        forms |= {repr(form)[1:-1], encode_json(form)[1:-1], json.dumps(form)[1:-1]}
+    forms |= {spell(form)[1:-1] for form in forms for spell in (repr, encode_json, json.dumps)}
     forms |= {urllib.parse.quote(value, safe=""), urllib.parse.quote(value), urllib.parse.quote_plus(value)}
     data = value.encode("utf-8", "replace")
     forms |= {repr(data)[2:-1], data.hex()}
@@ -2746,10 +2722,7 @@ def report(kind: str, about: Json, words: Sequence[str] = ()) -> None:
 def printed_error(lines: Sequence[str]) -> TauError | None:
     """The last error that complain() has printed among these lines."""
     printed = [line for line in lines if line.startswith('{"error":')]
-    if not printed:
-        return None
-    error = json.loads(printed[-1])["error"]
-    return from_wire({"message": error.pop("message"), "data": error})
+    return from_wire(json.loads(printed[-1])["error"]) if printed else None
 
 
 #: Level of a message → its priority in the journal (sd-daemon(3)).
@@ -2826,9 +2799,11 @@ def spoken(value: Any, key: str = "") -> str:
 def label_of(key: str) -> str:
     """A key as a label, without its unit, which its value shows."""
     name, _, unit = key.rpartition("_")
-    known = {"duration_ms": "took", "last_status": "last", "log_tail": "log"}
-    known |= {"lines_added": "added", "lines_removed": "removed"}
-    return known.get(key) or (name if name and unit in ("at", "ms", "s", "bytes") else key)
+    return LABELS.get(key) or (name if name and unit in ("at", "ms", "s", "bytes") else key)
+
+
+LABELS = {"duration_ms": "took", "last_status": "last", "log_tail": "log", "lines_added": "added"}
+LABELS |= {"lines_removed": "removed"}
 
 
 def plain(value: Any) -> str:
@@ -3073,7 +3048,6 @@ def file_system(path: str) -> str | None:
 
 
 def package_folders() -> list[str]:
-    """Returns where this interpreter's packages are installed."""
     return [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
 
 
@@ -3216,7 +3190,6 @@ def read_lines(
 
 
 def cut_lines(lines: Iterable[bytes], longest: int) -> list[bytes]:
-    """Cuts each line longer than *longest* into several."""
     return [line[at : at + longest] for line in lines for at in range(0, max(len(line), 1), longest)]
 
 
@@ -3324,8 +3297,7 @@ class Replacement:
                 if kind is not None:
                     return
                 self.file.flush()
-                if self.mode != 0o600:
-                    os.fchmod(self.file.fileno(), self.mode)
+                os.fchmod(self.file.fileno(), self.mode)
                 if self.durable:
                     os.fsync(self.file.fileno())
             self.put()
@@ -3490,7 +3462,7 @@ class Zone:
 
     def repeated_until(self, at: int) -> int | None:
         """Returns the wall time at which the clock was set back, if it repeats wall times now."""
-        if self.name == "UTC" or not self.shown(at).fold:
+        if not self.shown(at).fold:
             return None
         set_at, before, after = self.change(at - 86_400, at) or (0, 0, 0)
         return set_at + before if 0 < before - after < CORRECTION_S else None
@@ -3501,11 +3473,7 @@ class Zone:
         at = int(naive.timestamp())
         if at + self.offset(at) == wall:
             return at
-        change = self.change(at - 86_400, at + 86_400)
-        return at if change is None else change[0]
-
-    def local(self, at: int) -> str:
-        return self.shown(at).isoformat()
+        return (self.change(at - 86_400, at + 86_400) or (at,))[0]
 
 
 CRON_DAYS = "[0-7]|sun|mon|tue|wed|thu|fri|sat"
@@ -3544,8 +3512,6 @@ class Cron:
     `kind` is `wildcard` if its minute or its hour begins with `*`, else `fixed`; see clock_ticks().
     croniter accepts more than Debian's cron.  It gets only what it cannot misread.
     """
-
-    __slots__ = ("kind", "lock", "walker")
 
     def __init__(self, text: str) -> None:
         self.lock, words = _thread.allocate_lock(), split_cron(text)  # a walker keeps where it is while it walks
@@ -3672,10 +3638,8 @@ def cron_times(text: str, zone: Zone) -> Times:
 
     def walk(after: int) -> Iterator[Tick]:
         """Merges the expressions: one tick an instant, moved if all that are due then are moved there."""
-        streams = [clock_ticks(cron, zone, after) for cron in crons]
-        if len(streams) == 1:
-            return streams[0]
-        return (next(same) for _, same in itertools.groupby(heapq.merge(*streams), lambda tick: tick[0]))
+        merged = heapq.merge(*(clock_ticks(cron, zone, after) for cron in crons))
+        return (next(same) for _, same in itertools.groupby(merged, lambda tick: tick[0]))
 
     crons = read_crons(text)
     kinds = {cron.kind for cron in crons}
@@ -3734,23 +3698,11 @@ def instant_ms(text: str) -> int:
     return round(datetime.datetime.fromisoformat(text).timestamp() * 1000)
 
 
-#: The options of a schedule and their defaults.
-SCHEDULE_OPTIONS: Json = {
-    "cron": None,
-    "every_s": None,
-    "at": None,
-    "start": None,
-    "end": None,
-    "timezone": None,
-    "misfire": "last",
-    "catchup_window_s": 86_400.0,
-    "overlap": "skip",
-    "jitter_s": 0.0,
-    "params": {},
-    "pause_after_failures": None,
-    "expect_success_within_s": None,
-}
 TIMINGS = ("cron", "every_s", "at")
+#: The options of a schedule and their defaults.
+SCHEDULE_OPTIONS: Json = dict.fromkeys((*TIMINGS, "start", "end", "timezone"))
+SCHEDULE_OPTIONS |= {"misfire": "last", "catchup_window_s": 86_400.0, "overlap": "skip", "jitter_s": 0.0, "params": {}}
+SCHEDULE_OPTIONS |= dict.fromkeys(("pause_after_failures", "expect_success_within_s"))
 
 
 def schedule_options(live: Json, command: Json) -> Json:
@@ -4897,14 +4849,9 @@ class Patient:
         return python
 
     def look_at_sqlite(self) -> Finding:
-        """Checks for strict tables, and that no other process has the store open if commits can be lost."""
         library = f"SQLite {sqlite3.sqlite_version}"
-        if sqlite3.sqlite_version_info < (3, 37):
+        if sqlite3.sqlite_version_info < (3, 37):  # it has no strict tables
             return "fail", f"{library} is older than 3.37", "use a Python with a newer SQLite"
-        strangers = find_strangers(self.database, (os.getpid(), self.status.get("pid", os.getpid())))
-        if strangers and loses_commits(sqlite3.sqlite_version_info):
-            danger = f"{library} can lose commits while others have the store open: {', '.join(strangers)}"
-            return "warn", danger, "keep others away from it, or use SQLite 3.51.3, 3.50.7 or 3.44.6"
         return library
 
     def look_at_configuration(self) -> Finding:
@@ -6833,7 +6780,10 @@ def calendar(
         {"pipeline": row["pipeline"], "past": past[row["pipeline"]]} | coming(call, row, until) for row in shown
     ]
     given = {"name": name, "days": days, "timezone": timezone, "failures": failures}
-    about = {"timezone": zone.name, "days": [{"day": zone.local(at)[:10], "at": rfc3339(at)} for at in begins[:-1]]}
+    about = {
+        "timezone": zone.name,
+        "days": [{"day": str(zone.shown(at).date()), "at": rfc3339(at)} for at in begins[:-1]],
+    }
     return about | listing(call, "pipelines", pipelines, total if len(rows) < total else len(shown), given)
 
 
@@ -6890,7 +6840,7 @@ def preview(call: Call, times: Times | None, zone: Zone, after: int, limit: int 
         call.budget.check()  # some expressions are due once in forty years
     return {
         "ticks": [rfc3339(at) for at, _ in ticks],
-        "local": [zone.local(at) for at, _ in ticks],
+        "local": [zone.shown(at).isoformat() for at, _ in ticks],
         "moved": [moved for _, moved in ticks],
     }
 
@@ -14131,7 +14081,7 @@ class Room:
         self.variables = None if is_default else options["variables"]
         #: Where their secrets are: a folder, and the variables of the daemon.
         self.secrets = secrets_folder(home, name), allowed_environment(self.variables)
-        common, own = settings["connections"], settings["namespaces"].get(name, {})
+        common, own = settings["connections"], settings["namespaces"].get(name, {"connections": {}})["connections"]
         allowed = common if is_default else {it: common[it] for it in options["connections"] if it in common}
         self.connections = allowed | own
 
