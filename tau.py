@@ -983,6 +983,24 @@ def read_only(path: str, shared: bool = False) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
 
 
+def loses_commits(version: tuple[int, ...]) -> bool:
+    """Whether an SQLite can lose a commit when two connections write or checkpoint at once (sqlite.org/wal.html)."""
+    return version < (3, 44, 6) or (3, 45) <= version < (3, 50, 7) or (3, 51) <= version < (3, 51, 3)
+
+
+def find_strangers(path: str, ours: Sequence[int]) -> list[str]:
+    """Returns who else uses a store: a replicator's folder beside it, this user's processes that have it open."""
+    path, pids = os.path.realpath(path), set[int]()
+    for link in glob.iglob("/proc/[0-9]*/fd/*"):
+        pid = int(link.split("/")[2])
+        with contextlib.suppress(OSError):  # the process has ended, or may not be looked at
+            if pid not in ours and os.readlink(link) == path and os.stat(f"/proc/{pid}").st_uid == os.geteuid():
+                pids.add(pid)
+    replicator = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}-litestream")
+    processes = [f"process {pid} ({peek(f'/proc/{pid}/comm').strip()})" for pid in sorted(pids)]
+    return [replicator] * os.path.isdir(replicator) + processes
+
+
 def find_damage(db: sqlite3.Connection, tables: Sequence[str] = ()) -> str | None:
     """Returns the first fault in the structure of a database, or of *tables* of it; None if it is sound.
 
@@ -4849,9 +4867,14 @@ class Patient:
         return python
 
     def look_at_sqlite(self) -> Finding:
+        """Checks for strict tables, and that no other process has the store open if commits can be lost."""
         library = f"SQLite {sqlite3.sqlite_version}"
-        if sqlite3.sqlite_version_info < (3, 37):  # it has no strict tables
+        if sqlite3.sqlite_version_info < (3, 37):
             return "fail", f"{library} is older than 3.37", "use a Python with a newer SQLite"
+        strangers = find_strangers(self.database, (os.getpid(), self.status.get("pid", os.getpid())))
+        if strangers and loses_commits(sqlite3.sqlite_version_info):
+            danger = f"{library} can lose commits while others have the store open: {', '.join(strangers)}"
+            return "warn", danger, "keep others away from it, or use SQLite 3.51.3, 3.50.7 or 3.44.6"
         return library
 
     def look_at_configuration(self) -> Finding:
@@ -9442,24 +9465,49 @@ TLS_SETTINGS = ("tls_cert", "tls_key", "tls_client_ca")
 def set_up_log(level: str, path: str | None = None) -> None:
     """Logs to stderr: with times, or with priorities for the journal, which has its own times.
 
-    *path* is the file that stderr is, if it is ours, which is rotated.
+    *path* is the file that stderr is, if it is ours.
     """
     handler, journal = logging.StreamHandler(), stderr_is_journal()
     plain = logging.Formatter(None if journal else "%(asctime)s %(levelname)s %(message)s")
 
     def layout(record: logging.LogRecord) -> str:
-        if path is not None and rotate_log(path):
-            with contextlib.suppress(OSError), open(path, "ab") as fresh:
-                os.dup2(fresh.fileno(), 2)
         mark = f"<{PRIORITIES[record.levelname]}>" if journal else ""
         return "\n".join(mark + line for line in printable(plain.format(record)).splitlines())
 
     handler.format = layout  # type: ignore[method-assign]
+    handler.addFilter(LogFilter(path))
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 #: A log that is larger is rotated; one old log stays.
 LOG_BYTES_MAX = 1 << 20
+#: A warning counts as repeated if it comes again within this time.
+REPEATED_S = 600.0
+REPEATS_MAX = 100
+
+
+class LogFilter:
+    """Bounds the log: of repeated warnings and errors it passes the 1st, 10th, 100th, …, and it rotates our file."""
+
+    def __init__(self, path: str | None) -> None:
+        self.path = path
+        self.repeats: dict[str, tuple[int, float]] = {}  # text → how often it has come, and when last
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if self.path is not None and rotate_log(self.path):
+            with contextlib.suppress(OSError), open(self.path, "ab") as fresh:
+                os.dup2(fresh.fileno(), 2)
+        if record.levelno < logging.WARNING:
+            return True
+        text = record.getMessage()
+        count, last = self.repeats.pop(text, (0, 0.0))
+        count = count + 1 if record.created - last < REPEATED_S else 1
+        self.repeats[text] = count, record.created
+        if len(self.repeats) > REPEATS_MAX:
+            self.repeats.pop(next(iter(self.repeats)), None)  # another thread may have done it
+        if count > 1:
+            record.msg, record.args, record.exc_info = f"{text} ({count:,} times)", (), None
+        return str(count).strip("0") == "1"
 
 
 def rotate_log(path: str) -> bool:

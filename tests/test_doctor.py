@@ -141,3 +141,34 @@ def test_people_see_marks_and_remedies(home: Tau) -> None:
     assert f"✗ home             {home.home} has mode 755: others may enter\n    chmod 700 {home.home}" in screen
     assert "✓ sqlite           SQLite" in screen
     assert "! daemon           no daemon" in screen
+
+
+def test_who_else_is_at_the_store_is_told_where_sqlite_could_lose_a_commit(fresh: Tau) -> None:
+    path = fresh.home / "tau.db"
+    assert checks(fresh)["sqlite"]["status"] == "pass"
+    db = sqlite3.connect(path)
+    db.execute("SELECT count(*) FROM runs").fetchone()
+    assert module.find_strangers(str(path), ()) != module.find_strangers(str(path), (os.getpid(),))
+    (fresh.home / ".tau.db-litestream").mkdir()
+    found = checks(fresh)["sqlite"]
+    db.close()
+    assert found["found"].startswith(f"SQLite {sqlite3.sqlite_version}")
+    if module.loses_commits(sqlite3.sqlite_version_info):
+        assert (found["status"], "3.51.3" in found["remedy"]) == ("warn", True)
+        assert f"process {os.getpid()} (" in found["found"]
+        assert f"{path.parent}/.tau.db-litestream" in found["found"]
+        assert f"process {fresh.pid} (" not in found["found"]
+    else:
+        assert found["status"] == "pass"
+
+
+@pytest.mark.parametrize(
+    ("version", "loses"),
+    [
+        ((3, 37, 0), True), ((3, 40, 1), True), ((3, 44, 5), True), ((3, 44, 6), False), ((3, 44, 7), False),
+        ((3, 45, 0), True), ((3, 50, 6), True), ((3, 50, 7), False), ((3, 51, 2), True), ((3, 51, 3), False),
+        ((3, 52, 0), False), ((4, 0, 0), False),
+    ],
+)  # fmt: skip
+def test_the_sqlites_that_can_lose_a_commit_are_known(version: tuple[int, int, int], loses: bool) -> None:
+    assert module.loses_commits(version) is loses

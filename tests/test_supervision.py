@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -71,6 +72,27 @@ def test_a_run_that_a_bug_keeps_from_being_started_fails(home: Tau, part: str) -
         run = home("run", "it", exit=1)
         assert (run["status"], run["error"]["message"]) == ("failed", f"failure 1 of {part.partition('.')[2]}")
         assert home("run", "it")["result"] == 7
+
+
+def test_repeated_warnings_are_counted_and_not_repeated() -> None:
+    bound, lines = module.LogFilter(None), []
+
+    def log(text: str, at: float, level: int = logging.ERROR) -> None:
+        record = logging.makeLogRecord({"msg": "%s", "args": (text,), "levelno": level, "created": at})
+        if bound.filter(record):
+            lines.append(record.getMessage())
+
+    for number in range(1000):
+        log("it failed", number)
+        log(f"number {number}", number)
+        log("as asked", number, logging.INFO)
+    assert [line for line in lines if line.startswith("it")] == [
+        *("it failed", "it failed (10 times)", "it failed (100 times)", "it failed (1,000 times)")
+    ]
+    assert len(lines) == 4 + 1000 + 1000
+    log("it failed", 1000 + module.REPEATED_S)
+    assert lines[-1] == "it failed"
+    assert len(bound.repeats) <= module.REPEATS_MAX
 
 
 def test_the_log_of_a_detached_daemon_is_rotated_while_it_serves_and_when_it_starts(home: Tau) -> None:
