@@ -2107,7 +2107,7 @@ SETTINGS = (
     Setting("daemon", "stop_grace_s", 10.0, "time between asking a run to stop and killing it"),
     Setting("database", "url", "sqlite:///tau.db", "where the store is", "", "TAU_DATABASE_URL"),
     Setting("scheduler", "max_concurrent", 10, "runs at the same time", "--max-concurrent", minimum=1, maximum=10_000),
-    Setting("scheduler", "max_queued", 100_000, "runs that may wait in the queue"),
+    Setting("scheduler", "max_queued", 100_000, "runs that may wait; a namespace may always add up to its even part"),
     Setting("scheduler", "backfill_concurrent", 2, "backfilled runs of a pipeline at once", minimum=1, maximum=10_000),
     Setting("scheduler", "timezone", "UTC", "time zone of schedules that do not name theirs"),
     Setting("auth", "api_key", "", "access key that TCP clients send; `tau key create` makes more", "", "TAU_API_KEY"),
@@ -7195,7 +7195,7 @@ def find_blockers(call: Call, schedule: Json, upstream: list[Json]) -> Iterator[
             yield {"by": "paused", **pause, "all": not scope, "hint": shell_line("tau", "resume", word)}
     if overlap != "allow" and (active := ask.unfinished_ticks(name)):
         yield {"by": "overlap", "overlap": overlap, "run_ids": active[:TICKS_SHOWN]}
-    if call.ask.totals()["queued"] >= (most := call.daemon.settings["max_queued"]):
+    if ask.is_full(namespace_of(name), most := call.daemon.settings["max_queued"]):
         yield {"by": "queue full", "queued": most, "hint": "tau status"}
     namespace = ask.namespace(namespace_of(name))
     for quota in call.daemon.store.quotas(ask, namespace):
@@ -9214,7 +9214,7 @@ class Daemon:
         try:
             os.chmod(self.home, 0o700)
             if os.geteuid() == 0:
-                self.warn("taud runs as root, and so does every pipeline")
+                self.warn("taud runs as root, and so does every pipeline of a namespace without a --user")
             if (kind := file_system(self.home)) in NETWORKS:
                 self.warn(f"the home is on {kind}, where locks cannot be trusted: keep it on a local disk")
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -15067,7 +15067,7 @@ class Store:
             own = self.sql.namespace(namespace_of(name))["options"]
             demand_executor(chosen, self.settings["executors"], options.get("environment"), own)
         most = self.settings["max_queued"]
-        if self.sql.value("SELECT total(runs) FROM totals WHERE status = 'queued'") >= most:
+        if self.sql.is_full(namespace_of(name), most):
             hint = "wait, or raise [scheduler] max_queued; `tau status` shows the queue"
             raise QueueFull(f"{most:,} runs are queued already", hint)
         self.spend(name, options)
@@ -15950,6 +15950,13 @@ class Questions(Sql):
         """Returns status → the number of runs, of a namespace or of all."""
         counts = "SELECT status, sum(runs) FROM totals WHERE coalesce(?, namespace) = namespace GROUP BY 1"
         return dict.fromkeys(MOVES, 0) | dict(self.db.execute(counts, (namespace,)))
+
+    def is_full(self, namespace: str, most: int) -> bool:
+        """Whether *most* runs wait, and those of a namespace are its even part of them: it may add no other."""
+        queued, of_namespace = "SELECT total(runs) FROM totals WHERE status = 'queued'", " AND namespace = ?"
+        if self.value(queued) < most:
+            return False
+        return bool(self.value(queued + of_namespace, namespace) * len(self.namespaces(None)) >= most)
 
     def runs(
         self, name: str | None, status: str | None, limit: int, among: list[str] | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import functools
 import http.server
 import json
@@ -156,6 +157,33 @@ def test_an_incident_is_one_message_signed_with_its_case(home: Tau, endpoint: En
     text = endpoint.calls[0][1].decode()
     assert "swordfish" not in text.replace('customer = \\"swordfish\\"', "")  # as the source has it
     assert "withheld" in json.dumps(opened["case"]["samples"])
+
+
+def test_a_recipient_of_a_namespace_is_told_of_that_alone(home: Tau) -> None:
+    mine, theirs, change = (
+        ("run.finished", "etl_orders"),
+        ("run.finished", "acme/etl_orders"),
+        ("namespace.changed", None),
+    )
+    expected = {"default": [mine], "acme": [theirs], "": [mine, change, theirs]}
+    events = ["run.failed", "namespace.changed"]
+    with contextlib.ExitStack() as stack:
+        ends = {name: stack.enter_context(contextlib.closing(Endpoint())) for name in expected}
+        home.start()
+        home("namespace", "create", "acme")
+        home.deploy(SOURCE)
+        home.deploy(SOURCE, "pipelines.py", "--namespace", "acme")
+        options = {name: {"namespace": name} if name else {} for name in ends}
+        serve(home, *(table(f"n{name}", url=end.url, events=events, **options[name]) for name, end in ends.items()))
+        eventually(lambda: len(home.call("notify_list")["recipients"]) == 3 and is_ready(home))
+        fail(home)
+        home("namespace", "set", "acme", "--weight", "2")
+        fail(home, "acme/etl_orders")
+        told = {
+            name: lambda end=end: [(it["type"], it["pipeline"]) for it in end.documents] for name, end in ends.items()
+        }
+        eventually(lambda: all(len(told[name]()) >= len(wanted) for name, wanted in expected.items()))
+        assert {name: ask() for name, ask in told.items()} == expected
 
 
 def test_rows_and_variables_are_sent_where_that_is_allowed(home: Tau, endpoint: Endpoint) -> None:

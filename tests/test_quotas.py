@@ -100,6 +100,22 @@ def test_a_full_queue_of_a_namespace_refuses_until_a_run_begins(tmp_path: Path) 
     in_world(tmp_path, story)
 
 
+def test_who_fills_the_queue_of_the_daemon_leaves_others_their_part(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.store.settings = world.store.settings | {"max_queued": 10}
+        await limit(world, is_new=True)
+        await world.deploy("p")
+        for _ in range(10):
+            await add(world)
+        for _ in range(5):
+            await add(world, "p")
+        for name in ("acme/p", "p"):
+            with pytest.raises(module.QueueFull):
+                await add(world, name)
+
+    in_world(tmp_path, story)
+
+
 def test_a_refused_tick_and_chain_are_told(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         await limit(world, is_new=True, runs_per_day=1)
