@@ -103,6 +103,34 @@ def pytest_configure(config: pytest.Config) -> None:
     """Packs the module's cache, which the first daemon would do otherwise, by starting anew in the midst of a test."""
     if not hasattr(config, "workerinput"):
         subprocess.run(python("pack"), env=ENVIRON, check=False)
+        if config.args_source is pytest.Config.ArgsSource.ARGS:  # what is asked for by name is meant
+            os.environ.setdefault("TAU_SLOW", "1")
+        if os.environ.get("TAU_SLOW") == "write":
+            config.pluginmanager.register(Stopwatch())
+
+
+#: The functions whose tests take longest, a tenth of all tests and two thirds of the time: they are left out unless
+#: TAU_SLOW=1.  TAU_SLOW=write runs all and writes the list anew, as it is on this machine.
+SLOW = REPOSITORY / "tests" / "data" / "slow.txt"
+#: From this many seconds a test on, on average.
+SLOW_S = 0.6
+
+
+class Stopwatch:
+    """Writes down which functions have slow tests."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, dict[str, float]] = {}  # function → test → seconds
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """A test was set up, called, or torn down."""
+        tests = self.seconds.setdefault(report.nodeid.partition("[")[0], {})
+        tests[report.nodeid] = tests.get(report.nodeid, 0.0) + report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        """All have ended."""
+        slow = sorted(name for name, tests in self.seconds.items() if sum(tests.values()) >= SLOW_S * len(tests))
+        SLOW.write_text("".join(f"{name}\n" for name in slow), encoding="utf-8")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -125,14 +153,18 @@ ONE_PYTHON = (
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks what one Python is enough for; leaves out the tests of libraries, unless they are asked for."""
+    """Marks what one Python is enough for; leaves out slow tests and those of libraries, unless they are asked for."""
+    slow = {*SLOW.read_text(encoding="utf-8").split()} if not os.environ.get("TAU_SLOW") else ()
+    left: list[pytest.Item] = []
+    chosen: list[pytest.Item] = []
     for item in items:
         if item.path.stem in ONE_PYTHON:
             item.add_marker("one_python")
-    if not os.environ.get("TAU_LIBRARIES"):
-        left = [item for item in items if item.get_closest_marker("libraries")]
-        config.hook.pytest_deselected(items=left)
-        items[:] = [item for item in items if item not in left]
+        is_left = item.nodeid.partition("[")[0] in slow
+        is_left |= not os.environ.get("TAU_LIBRARIES") and item.get_closest_marker("libraries") is not None
+        (left if is_left else chosen).append(item)
+    config.hook.pytest_deselected(items=left)
+    items[:] = chosen
 
 
 @pytest.hookimpl(optionalhook=True)
