@@ -1032,13 +1032,11 @@ class Sql:
         return [to_document(row) for row in self.db.execute(question, named or values)]
 
     def row(self, question: str, *values: Any, **named: Any) -> Json | None:
-        row = self.db.execute(question, named or values).fetchone()
-        return None if row is None else to_document(row)
+        return next(map(to_document, self.db.execute(question, named or values)), None)
 
     def value(self, question: str, *values: Any, **named: Any) -> Any:
         """Returns the first column of the first row, or None if there is no row."""
-        row = self.db.execute(question, named or values).fetchone()
-        return None if row is None else row[0]
+        return next(self.db.execute(question, named or values), (None,))[0]
 
     def values(self, question: str, *values: Any, **named: Any) -> list[Any]:
         return [row[0] for row in self.db.execute(question, named or values)]
@@ -1363,12 +1361,15 @@ ITEMS_MAX = 1000
 def fit(kind: str, value: Any, mask: Mask, place: str) -> Any:
     """Returns a value of a record, without secrets; BadRequest if it is not of this kind."""
     schema = VALUES.get(kind)
-    if schema is None:  # it ends with `*` or `%`
-        if type(value) is not (list if kind[-1] == "*" else dict) or len(value) > ITEMS_MAX:
+    if schema is None:
+        inner, mark = kind[:-1], kind[-1]
+        if mark == "?":
+            return None if value is None else fit(inner, value, mask, place)
+        if type(value) is not (list if mark == "*" else dict) or len(value) > ITEMS_MAX:
             raise BadRequest(f"{place}: expected at most {ITEMS_MAX} items")
-        if kind[-1] == "%":
-            return {mask.text(name): fit(kind[:-1], value[name], mask, place) for name in value}
-        return [fit(kind[:-1], item, mask, place) for item in value]
+        if mark == "%":
+            return {mask.text(name): fit(inner, value[name], mask, place) for name in value}
+        return [fit(inner, item, mask, place) for item in value]
     if isinstance(schema, str):
         return fit_fields(schema, value, mask, place)
     if not has_form(schema, value):  # the message does not show the value, which may have secrets
@@ -1383,18 +1384,13 @@ def fit_fields(fields: str, value: Any, mask: Mask, place: str) -> Json:
     """Returns an object with these fields.  Others are left out."""
     if type(value) is not dict:
         raise BadRequest(f"{place}: expected object")
-    made: Json = {}
-    for name, kind, optional in read_fields(fields):
-        item = value.get(name)
-        made[name] = None if optional and item is None else fit(kind, item, mask, f"{place}.{name}")
-    return made
+    return {name: fit(kind, value.get(name), mask, f"{place}.{name}") for name, kind in read_fields(fields)}
 
 
 @caching(None)
-def read_fields(fields: str) -> list[tuple[str, str, bool]]:
-    """Returns name and kind of each field, and whether it may be null."""
-    pairs = [field.split(":") for field in fields.split()]
-    return [(name, kind.rstrip("?"), kind[-1] == "?") for name, kind in pairs]
+def read_fields(fields: str) -> list[list[str]]:
+    """Returns name and kind of each field."""
+    return [field.split(":") for field in fields.split()]
 
 
 def fit_record(record: Any, mask: Mask, *writers: str) -> Json:
@@ -2083,7 +2079,6 @@ def fit_text(schema: Json, text: str) -> Any:
     return value if usual and not isinstance(schema.get("default"), str) else text
 
 
-STARTS = ("fork", "spawn")
 SETTINGS = (
     Setting("daemon", "host", "", "addresses to listen on, with commas between; 0.0.0.0 and :: mean all", "--host"),
     Setting("daemon", "port", 0, "TCP port; 0 means the Unix socket only", "--port", "TAU_PORT", maximum=65_535),
@@ -2098,7 +2093,15 @@ SETTINGS = (
     Setting("daemon", "tls_cert", "", "file with the certificate, and its chain, for the TCP port: only TLS then"),
     Setting("daemon", "tls_key", "", "file with the certificate's private key"),
     Setting("daemon", "tls_client_ca", "", "file with the authorities that must have signed a client's certificate"),
-    Setting("daemon", "start_method", "fork", "how runs start: fork or spawn", "", "TAU_START_METHOD", enum=STARTS),
+    Setting(
+        "daemon",
+        "start_method",
+        "fork",
+        "how runs start: fork or spawn",
+        "",
+        "TAU_START_METHOD",
+        enum=("fork", "spawn"),
+    ),
     Setting("daemon", "warm_processes", 6, "how many processes may hold imported libraries for the next runs; 0: none"),
     Setting("daemon", "warm_idle_s", 900.0, "time after which such a process ends if no run has used it"),
     Setting("daemon", "warm_bytes", 512 << 20, "memory of its own that all such processes may have"),
@@ -2146,10 +2149,6 @@ PRIVATE_ENVIRONMENT = ("TAU_API_KEY", "TAU_HOST", "TAU_ENV", "TAU_NAMESPACE", *M
 KEY_CREDENTIAL = "tau_api_key"
 
 
-def public_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith(PRIVATE_ENVIRONMENT)}
-
-
 #: Variables that every run sees, whatever its namespace.
 USUAL_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "TAU_HOME")
 
@@ -2158,8 +2157,7 @@ def allowed_environment(names: Collection[str] | None) -> Mapping[str, str]:
     """The variables of this process among *names*; None means all, as for the runs of the default namespace."""
     if names is None:
         return os.environ
-    there = (name for name in names if name in os.environ and not name.startswith(PRIVATE_ENVIRONMENT))
-    return {name: os.environ[name] for name in there}
+    return {it: os.environ[it] for it in names if it in os.environ and not it.startswith(PRIVATE_ENVIRONMENT)}
 
 
 def find_home(flag: str | None) -> str:
@@ -2366,18 +2364,16 @@ def read_settings(flags: Mapping[str, Any], config: str | None) -> Json:
     if not settings["api_key"] and (folder := os.environ.get("CREDENTIALS_DIRECTORY")):
         path = os.path.join(folder, KEY_CREDENTIAL)
         settings["api_key"] = read_text(path, "see LoadCredential= of the unit", missing="").strip()
-    check_zone(settings["timezone"])
+    find_zone(settings["timezone"])
     for section, (_, defaults, _) in NAMED_TABLES.items():
         settings[section] = {name: defaults | table for name, table in file.get(section, {}).items()}
     return settings | {"heal": HEAL_DEFAULTS | file.get("heal", {})}
 
 
-def check_zone(name: str) -> str:
-    """The name of a time zone; BadRequest unless the system knows it."""
+def find_zone(name: str) -> datetime.tzinfo:
+    """A time zone; BadRequest unless the system knows it."""
     try:
-        if name != "UTC":
-            zoneinfo.ZoneInfo(name)
-        return name
+        return datetime.UTC if name == "UTC" else zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
         raise BadRequest(f"there is no time zone '{name}'", zone_hint(name)) from None
 
@@ -2810,8 +2806,8 @@ def spoken(value: Any, key: str = "") -> str:
     if isinstance(value, list):
         mark = "; " if any(isinstance(item, dict) for item in value) else ", "
         return mark.join(spoken(item, key) for item in value) or "-"
-    kind, show = UNIT_WORDS.get(key.rpartition("_")[2], (None, plain))
-    return show(value) if kind and isinstance(value, kind) and type(value) is not bool else plain(value)
+    kind, show = UNIT_WORDS.get(key.rpartition("_")[2], ((), plain))
+    return show(value) if isinstance(value, kind) and type(value) is not bool else plain(value)
 
 
 def label_of(key: str) -> str:
@@ -2915,9 +2911,8 @@ def run_mark(pid: int, started: str) -> int:
 
 def mark_of(pid: int) -> int:
     """The mark of the run that a process belongs to, whose low PID_BITS are its leader's pid; 0 if it has none."""
-    _, found, limits = peek(f"/proc/{pid}/limits").partition("Max file locks")
-    soft = limits.split(maxsplit=1)[0] if found else ""
-    return int(soft) if soft.isdigit() else 0
+    soft = re.search(r"Max file locks +(\d+)", peek(f"/proc/{pid}/limits"))
+    return int(soft[1]) if soft else 0
 
 
 def send_signal(process: Json, number: int) -> None:
@@ -3305,8 +3300,7 @@ class Replacement:
         self.beside = os.path.join(os.path.dirname(path), f".tau-{os.urandom(8).hex()}.part")
 
     def __enter__(self) -> io.BufferedWriter:
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-        self.file = open(self.beside, "wb", opener=lambda path, _: os.open(path, flags, 0o600))
+        self.file = open(self.beside, "xb", opener=lambda path, flags: os.open(path, flags, 0o600))
         return self.file
 
     def __exit__(self, kind: object, *exception: object) -> None:
@@ -3451,10 +3445,7 @@ class Zone:
     """A time zone, seen as a wall clock: how far it is ahead of UTC, and when it is set."""
 
     def __init__(self, name: str) -> None:
-        check_zone(name)
-        self.name = name
-        self.info: datetime.tzinfo = datetime.UTC if name == "UTC" else zoneinfo.ZoneInfo(name)
-        self.look = functools.lru_cache(10_000)(self.first_change)
+        self.name, self.info = name, find_zone(name)
 
     def shown(self, at: int) -> datetime.datetime:
         return datetime.datetime.fromtimestamp(at, self.info)
@@ -3467,8 +3458,10 @@ class Zone:
         if self.name == "UTC":
             return None
         spans = range(after // LOOK_SPAN_S, until // LOOK_SPAN_S + 1)
-        return next((change for change in map(self.look, spans) if change and after < change[0] <= until), None)
+        changes = map(self.first_change, spans)
+        return next((change for change in changes if change and after < change[0] <= until), None)
 
+    @caching(10_000)
     def first_change(self, span: int) -> Change | None:
         """Finds the change of the clock within a span of LOOK_SPAN_S, by bisection."""
         instants = range(span * LOOK_SPAN_S, (span + 1) * LOOK_SPAN_S)
@@ -3620,7 +3613,10 @@ def cron_hint(word: str) -> str:
 
 
 class Times:
-    """When a schedule is due: the ticks of *walk*, which yields all after an instant, from *start* to *end*."""
+    """When a schedule is due: the ticks of *walk*, which yields all after an instant, from *start* to *end*.
+
+    Many schedules share it and ask the same.
+    """
 
     def __init__(self, kind: str, walk: Callable[[int], Iterator[Tick]], start: int = 0, end: int = TIME_MAX) -> None:
         self.kind, self.walk, self.start, self.end = kind, walk, start, end
@@ -3630,9 +3626,11 @@ class Times:
         until = min(until, self.end)
         return itertools.takewhile(lambda tick: tick[0] <= until, self.walk(max(after, self.start - 1)))
 
+    @caching(1_000)
     def next(self, after: int) -> Tick | None:
         return next(self.ticks(after), None)
 
+    @caching(1_000)
     def count(self, after: int, until: int, most: int) -> int:
         """Counts the ticks between two instants; beyond *most* it stops."""
         return sum(1 for _ in itertools.islice(self.ticks(after, until), most + 1))
@@ -3652,7 +3650,7 @@ class Times:
 
 
 def cron_times(text: str, zone: Zone) -> Times:
-    """The ticks of a cron expression in a time zone.  Many schedules share it and ask the same."""
+    """The ticks of a cron expression in a time zone."""
 
     def walk(after: int) -> Iterator[Tick]:
         """Merges the expressions: one tick an instant, moved if all that are due then are moved there."""
@@ -3661,10 +3659,7 @@ def cron_times(text: str, zone: Zone) -> Times:
 
     crons = read_crons(text)
     kinds = {cron.kind for cron in crons}
-    times = Times("mixed" if len(kinds) > 1 else kinds.pop(), walk)
-    times.next = functools.lru_cache(1)(times.next)  # type: ignore[method-assign]
-    times.count = functools.lru_cache(10)(times.count)  # type: ignore[method-assign]
-    return times
+    return Times("mixed" if len(kinds) > 1 else kinds.pop(), walk)
 
 
 def interval(every: int, anchor: int) -> Times:
@@ -13005,7 +13000,7 @@ class Starter:
     async def open(self) -> None:
         """Starts and connects a fork server, which outlives the daemon while it has children."""
         ours, theirs = socket.socketpair()
-        environ = public_environment() | {"TAU_HOME": self.home, "LD_BIND_NOW": "1"}
+        environ = {**allowed_environment(os.environ), "TAU_HOME": self.home, "LD_BIND_NOW": "1"}
         with theirs:
             pid = start_python("fork_server", (), {0: theirs.fileno()}, environ)
         self.server = identity(pid)
@@ -17003,7 +16998,7 @@ async def run_to_end(
 
     *limit* names the longest time that it may take; *stdin* is the file that it reads.
     """
-    environ = public_environment() | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
+    environ = {**allowed_environment(os.environ), "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
     pipe, null, both = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL, asyncio.subprocess.STDOUT
     given: Json = {"stdin": stdin or null, "stdout": pipe, "stderr": both, "env": environ, "start_new_session": True}
     starting = asyncio.ensure_future(asyncio.create_subprocess_exec(*words, **given, limit=FILE_BYTES_MAX))
@@ -18831,7 +18826,7 @@ PIPELINE_OPTIONS: dict[str, Json | Callable[[Any], Any]] = {
     "schedule": lambda value: value if isinstance(value, str) else " | ".join(demand(EXPRESSIONS, value, "schedule")),
     **dict.fromkeys(("start", "end"), lambda value: rfc3339(parse_time(str(value), Zone("UTC"))) and str(value)),
     "every": lambda value: parse_interval(value if isinstance(value, str) else check_seconds(value)),
-    "timezone": lambda value: check_zone(str(value)),
+    "timezone": lambda value: Zone(str(value)).name,
     "timeout": check_limit,
     "retries": {"type": "integer", "minimum": 0, "maximum": 100},
     "retry_delay": check_seconds,
@@ -24087,12 +24082,7 @@ def hint_for(problem: BaseException, attempt: Attempt) -> str | None:
         again = f"install it for {sys.executable} and restart taud if it still is not found"
         return f"{beside} name it in the header's dependencies (# /// script), or {again}"
     if isinstance(problem, TypeError) and message.startswith("pipeline() got an unexpected keyword argument"):
-        known = {name for name, _, _ in read_fields(str(VALUES["pipeline"]))} - {
-            "function",
-            "params",
-            "imports",
-            "line",
-        }
+        known = {name for name, _ in read_fields(str(VALUES["pipeline"]))} - {"function", "params", "imports", "line"}
         return did_you_mean(message.split("'")[1], known, f"@pipeline knows {', '.join(sorted(known))}")
     if getattr(problem, "returncode", None) == 127:
         return "a shell exits with 127 if a command is not on taud's PATH"
