@@ -17205,7 +17205,7 @@ class ForkServer:
     def serve(self) -> None:
         """Serves until the other end is gone and the last child is reaped."""
         os.set_blocking(0, False)
-        while self.open or self.jobs or self.nursery.waiting():
+        while self.open or self.jobs or self.nursery.waits():
             channels = [0] * self.open + [self.wake, *self.nursery.channels()]
             ready, _, _ = select.select(channels, [], [], self.patience())
             if self.wake in ready:
@@ -17213,23 +17213,17 @@ class ForkServer:
             self.nursery.hear(ready)
             if 0 in ready:
                 self.receive()
-            if not self.open:
-                self.end_unwanted()
+            for pid, job in self.jobs.items():
+                if not self.open and job["kind"] != "run":  # only the daemon that is gone was waiting for it
+                    signal_group(pid, signal.SIGKILL)
             if self.wake in ready or self.dead or self.orphans:
                 self.sweep()
             self.proceed()
 
-    def end_unwanted(self) -> None:
-        """Kills what only the daemon that is gone was waiting for: rehearsals, looks, loads."""
-        for pid in [pid for pid, job in self.jobs.items() if job["kind"] != "run"]:
-            signal_group(pid, signal.SIGKILL)
-
     def patience(self) -> float | None:
-        """Seconds until something is due, or None."""
-        if any(orphan.ending and orphan.leader for orphan in self.orphans.values()):
-            return LOOK_S
-        due = [*self.nursery.due()]
-        return max(0.0, min(due) - monotonic()) if due else None
+        """Seconds until the next look, or None."""
+        is_ending = any(orphan.ending and orphan.leader for orphan in self.orphans.values())
+        return LOOK_S if is_ending else self.nursery.patience()
 
     def receive(self) -> None:
         """Reads jobs.  One that is not read before the other end is gone is not started."""
@@ -17273,7 +17267,8 @@ class ForkServer:
         except OSError as problem:
             self.write_end(job, None, f"cannot start a process: {problem.strerror}")
 
-    def began(self, job: Json, pid: int) -> None:
+    def began(self, job: Json, pid: int, mother: Mother | None = None) -> None:
+        job["mother"] = mother
         self.jobs[pid] = job
         self.tell({"stem": job["stem"], "pid": pid})
 
@@ -17320,14 +17315,14 @@ class ForkServer:
             signal_group(pid, signal.SIGKILL)
         _, status, usage = os.wait4(pid, 0)
         job = self.jobs.pop(pid)
-        self.nursery.ended(job)
+        mother: Mother = job["mother"] or self.nursery.own
+        mother.used_at = monotonic()
         del self.dead[pid]
         code = os.waitstatus_to_exitcode(status)
         cpu_ms = round((usage.ru_utime + usage.ru_stime) * 1000, 3)
         size = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         reason = self.why_killed(job) if code == -signal.SIGKILL else None
-        saved = {"import_saved_ms": job["import_saved_ms"]} if "import_saved_ms" in job else {}
-        self.write_end(job, code, reason, cpu_ms=cpu_ms, max_rss_bytes=size, **saved)
+        self.write_end(job, code, reason, cpu_ms=cpu_ms, max_rss_bytes=size, import_saved_ms=mother.import_ms)
         if not self.open and job.get("rehearsal"):
             remove_tree(job["directory"])
 
@@ -17345,7 +17340,7 @@ class ForkServer:
             return "killed by SIGKILL, probably out of memory: it has a memory limit"
         return None
 
-    def write_end(self, job: Json, code: int | None, reason: str | None, **measured: float) -> None:
+    def write_end(self, job: Json, code: int | None, reason: str | None, **measured: float | None) -> None:
         died = code is not None and code < 0
         how = {"exit_code": None if died else code, "signal": -code if code and died else None, "reason": reason}
         self.save_end(job, {"t": "end", "at": time.time(), "mono": time.monotonic(), **how, **measured})
@@ -17408,6 +17403,8 @@ WarmKey = tuple["str | None", str, tuple[str, ...], bool]
 IMPORT_S, FORK_S = 60.0, 10.0
 #: How often to look whether the machine is idle, and how long to wait for that.
 IDLE_LOOK_S, IDLE_WAIT_S = 0.25, 5.0
+#: How often to look at what may have been unused, or silent, for too long.
+RARELY_S = 1.0
 #: How long after the latest start a spare child is held ready.
 SPARE_S = 10.0
 #: Imports that take less time are not worth a process.
@@ -17416,8 +17413,10 @@ WORTH_MS = 5.0
 SAID_BYTES_MAX, COLD_KEPT = 8_192, 200
 #: Threads that a fork may lose: jemalloc, an allocator that several libraries contain, does without its own in a child.
 CAN_BE_LOST = ("jemalloc_bg_thd",)
-#: What a child reads first: its pid is known.  And what a warm process is asked for.
-KNOWN, NOW, AHEAD = b"\n", b"now", b"ahead"
+#: What a child reads first: its pid is known.
+KNOWN = b"\n"
+#: The descriptors that a child closes end here.
+DESCRIPTORS_MAX = 1 << 14
 
 
 class Mother:
@@ -17440,12 +17439,13 @@ class Mother:
         """Gives a child a job, as soon as there is one."""
         self.used_at = monotonic()
         if self.spare is None:
-            self.fork(NOW)
+            self.fork(ahead=False)
         self.jobs.append(job)
         if self.spare is not None:
             self.give(*self.spare)
 
-    def fork(self, when: bytes) -> None:
+    def fork(self, ahead: bool) -> None:
+        """Forks a child, for a job or *ahead* of one."""
         source, pipe = os.pipe()
         try:
             pid = os.fork()
@@ -17454,8 +17454,7 @@ class Mother:
             os.close(pipe)
             raise
         if not pid:
-            ours = (pipe, self.server.wake, self.server.waker, *self.server.nursery.files())
-            become_run(source, when == AHEAD and not self.server.jobs, ours)
+            become_run(source, ahead and not self.server.jobs)
         os.close(source)
         self.give(pid, pipe)
 
@@ -17473,10 +17472,7 @@ class Mother:
             except BrokenPipeError:  # the child was killed; sweep() reaps it
                 self.server.begin(job, None)
                 return
-            job["mother"] = self.pid or None
-            if self.import_ms is not None:
-                job["import_saved_ms"] = self.import_ms
-            self.server.began(job, pid)
+            self.server.began(job, pid, self)
 
     def fork_spare(self) -> None:
         """Has a spare child while runs are being started."""
@@ -17486,23 +17482,15 @@ class Mother:
                 self.spare = None
         elif self.spare is None and not self.pipes:
             with contextlib.suppress(OSError):  # the process limit is reached
-                self.fork(AHEAD)
-
-    def due(self) -> Iterator[float]:
-        """Yields when to look at it."""
-        if self.spare is not None:
-            yield self.used_at + SPARE_S
-
-    def files(self) -> list[int]:
-        return [*self.pipes, *(self.spare or ())[1:]]
+                self.fork(ahead=True)
 
 
 class WarmProcess(Mother):
-    """Another process that forks.  It begins as a bare interpreter, and imports once the machine is idle."""
+    """Another process that forks.  It is started once the machine is idle, and imports then."""
 
     def __init__(self, key: WarmKey, server: ForkServer) -> None:
         super().__init__(server)
-        self.key, self.state = key, "waiting"  # then starting, importing, warm
+        self.key, self.state = key, "waiting"  # then importing, warm
         self.channel = -1
         self.since = self.asked_at = self.used_at = monotonic()
         self.memory_bytes: int | None = None
@@ -17510,28 +17498,17 @@ class WarmProcess(Mother):
     def begin(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self.channel, self.state = ours.detach(), "starting"
+            self.channel, self.state, self.asked_at = ours.detach(), "importing", monotonic()
             self.pid = start_python("warm_process", (), {0: theirs.fileno()}, os.environ, self.key[0])
+        os.write(self.channel, encode(self.key[2:]))
 
-    def fork(self, when: bytes) -> None:
+    def fork(self, ahead: bool) -> None:
         source, pipe = os.pipe()
         self.asked_at = self.asked_at if self.pipes else monotonic()
         self.pipes.append(pipe)
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.channel)) as channel:  # it has died
-            socket.send_fds(channel, [when], [source])
+            socket.send_fds(channel, [encode(ahead)], [source])
         os.close(source)
-
-    def hear(self) -> Json | None:
-        """Takes a child that it has forked, or returns what it says of its imports; {} if it can do no more."""
-        message = b""
-        with contextlib.suppress(OSError):  # it was killed before it read all
-            message = os.read(self.channel, 1 << 18)
-        answer: Json = json.loads(message) if message else {}
-        if answer.get("pid"):
-            self.state = self.state if self.key[2] else "warm"
-            self.give(answer["pid"], self.pipes.pop(0))
-            return None
-        return answer
 
     def look(self, is_wanted: bool) -> str | None:
         """Does what is due.  Returns why it is not fit; "" if it is just not needed any more, or does not answer."""
@@ -17540,42 +17517,25 @@ class WarmProcess(Mother):
             return ""
         if self.state == "importing" and now > self.asked_at + IMPORT_S:
             return f"the import took longer than {IMPORT_S:g} s"
-        if self.has_to_import() and not self.jobs + self.pipes and self.is_idle():
-            if self.state == "waiting":
-                self.begin()
-            self.state, self.asked_at = "importing", now
-            with contextlib.suppress(OSError):  # it has died
-                os.write(self.channel, encode(self.key[2:]))
+        if self.state == "waiting" and self.is_idle():
+            self.begin()
         if self.state == "warm":
             self.fork_spare()
         return None
 
     def is_used(self) -> bool:
-        return self.jobs != [] or any(job.get("mother") == self.pid for job in self.server.jobs.values())
-
-    def has_to_import(self) -> bool:
-        return self.state in ("waiting", "starting") and self.key[2] != ()
+        return self.jobs != [] or any(job["mother"] is self for job in self.server.jobs.values())
 
     def is_idle(self) -> bool:
         """Whether the machine has a processor to spare, or none has been for long."""
         ready = re.search(r"(\d+)/", peek("/proc/loadavg"))
         return ready is None or int(ready[1]) <= (os.cpu_count() or 1) or monotonic() > self.since + IDLE_WAIT_S
 
-    def due(self) -> Iterator[float]:
-        yield from super().due()
-        if self.pipes or self.state == "importing":
-            yield self.asked_at + (FORK_S if self.pipes else IMPORT_S)
-        if self.has_to_import():
-            yield monotonic() + IDLE_LOOK_S
-
-    def files(self) -> list[int]:
-        return super().files() + [self.channel] * (self.channel >= 0)
-
     def end(self) -> None:
         """Ends it and its children that have no job, and has the jobs that wait for it done otherwise."""
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)
-        for descriptor in self.files():
+        for descriptor in (*self.pipes, *(self.spare or ())[1:], *[self.channel] * (self.channel >= 0)):
             os.close(descriptor)
         for job in self.jobs:
             self.server.begin(job, None)
@@ -17601,7 +17561,7 @@ class Nursery:
         if job["warming"] != self.most:
             self.most = job["warming"]
             self.cold.clear()
-            self.make_room(0)
+            self.remove_idle(lambda: len(self.warm) > self.most["warm_processes"])
         imports = job.get("imports") or {"modules": (), "cold": None}
         # A rehearsal judges its imports.
         is_cold = imports["cold"] or job.get("is_warm") == 0 or job["kind"] != "run"
@@ -17611,30 +17571,22 @@ class Nursery:
         for old in [process for process in self.warm.values() if process.key[0] == key[0]]:
             if old.key[1] != key[1] and not old.is_used():  # other packages
                 self.remove(old)
-        if (bare and not key[2]) or (key not in self.warm and not self.make_room()):
+        if (bare and not key[2]) or key in self.cold:
+            return bare
+        if key not in self.warm and not self.remove_idle(lambda: len(self.warm) >= self.most["warm_processes"]):
             return bare
         found = self.warm[key] = self.warm.get(key) or WarmProcess(key, self.server)
         found.used_at = monotonic()
-        if found.state == "waiting" and bare is None:
-            try:
-                found.begin()
-            except OSError:
-                self.remove(found)
-                return bare
-        return found if found.state in ("warm", "starting") else bare
+        return found if found.state == "warm" else bare
 
-    def make_room(self, count: int = 1) -> bool:
-        """Ends the processes that were used least recently and have no run, until there is room for so many."""
-        while len(self.warm) + count > self.most["warm_processes"]:
-            if not self.remove_idle():
+    def remove_idle(self, is_over: Callable[[], bool], spared: WarmProcess | None = None) -> bool:
+        """Ends the processes that were used least recently and have no run, until a bound is kept: whether it is."""
+        while is_over():
+            idle = [process for process in self.warm.values() if not process.is_used() and process is not spared]
+            if not idle:
                 return False
-        return True
-
-    def remove_idle(self, spared: WarmProcess | None = None) -> bool:
-        idle = [process for process in self.warm.values() if not process.is_used() and process is not spared]
-        if idle:
             self.remove(min(idle, key=lambda process: process.used_at))
-        return idle != []
+        return True
 
     def remove(self, process: WarmProcess, why: str = "") -> None:
         """Ends a process; if its set of imports is not fit, remembers why."""
@@ -17646,20 +17598,29 @@ class Nursery:
         process.end()
 
     def hear(self, ready: Collection[int]) -> None:
+        """Takes the children that processes have forked, and what they say of their imports."""
         for process in [one for one in self.warm.values() if one.channel in ready]:
-            answer = process.hear()
-            if answer is not None and answer.get("why", "") is not None:
+            message = b""
+            with contextlib.suppress(OSError):  # it was killed before it read all
+                message = os.read(process.channel, 1 << 18)
+            answer: Json = json.loads(message or b"{}")
+            if answer.get("pid"):
+                process.give(answer["pid"], process.pipes.pop(0))
+            elif answer.get("why", "") is None:
+                self.admit(process, answer["import_ms"])
+            else:
                 died = "it died while it was importing" if process.state == "importing" else ""
                 self.remove(process, answer.get("why", died))
-            elif answer is not None:
-                self.admit(process, answer["import_ms"])
 
     def admit(self, process: WarmProcess, import_ms: float) -> None:
         process.state, process.import_ms, process.memory_bytes = "warm", import_ms, private_bytes(process.pid)
         most = self.most["warm_bytes"]
-        while (used := sum(one.memory_bytes or 0 for one in self.warm.values())) > most:
-            if not self.remove_idle(spared=process):
-                self.remove(process, f"warm processes would take {used:,} bytes, and warm_bytes is {most:,}")
+        if not self.remove_idle(lambda: self.memory_bytes() > most, spared=process):
+            why = f"warm processes would take {self.memory_bytes():,} bytes, and warm_bytes is {most:,}"
+            self.remove(process, why)
+
+    def memory_bytes(self) -> int:
+        return sum(process.memory_bytes or 0 for process in self.warm.values())
 
     def proceed(self) -> None:
         """Does what is due, and tells the daemon what has changed."""
@@ -17681,27 +17642,16 @@ class Nursery:
             self.told = shown
             self.server.tell({"warm": shown})
 
-    def due(self) -> Iterator[float]:
-        """Yields when to look again."""
-        yield from self.own.due()
-        for process in self.warm.values():
-            yield from process.due()
-            if not process.is_used():
-                yield process.used_at + self.most["warm_idle_s"]
-
-    def ended(self, job: Json) -> None:
-        """Notes that a run has ended."""
-        for process in self.warm.values():
-            if process.pid == job.get("mother"):
-                process.used_at = monotonic()
+    def patience(self) -> float | None:
+        """Seconds until the next look, or None."""
+        if any(process.state == "waiting" for process in self.warm.values()):
+            return IDLE_LOOK_S
+        return RARELY_S if self.warm or self.own.spare else None
 
     def channels(self) -> list[int]:
         return [process.channel for process in self.warm.values() if process.channel >= 0]
 
-    def files(self) -> list[int]:
-        return [*itertools.chain(*(mother.files() for mother in (self.own, *self.warm.values())))]
-
-    def waiting(self) -> bool:
+    def waits(self) -> bool:
         return any(process.jobs for process in self.warm.values())
 
     def pids(self) -> set[int]:
@@ -17734,7 +17684,8 @@ def warm_process() -> int:
         words, files, _, _ = socket.recv_fds(channel, 1 << 18, 1)
         if not words:
             return 0
-        channel.send(encode(fork_away(files[0], words == AHEAD) if files else import_ahead(*json.loads(words))))
+        asked = json.loads(words)
+        channel.send(encode(fork_away(files[0], asked) if files else import_ahead(*asked)))
 
 
 def fork_away(source: int, ahead: bool) -> Json:
@@ -17746,7 +17697,7 @@ def fork_away(source: int, ahead: bool) -> Json:
         try:
             pid = os.fork()
             if not pid:
-                become_run(source, ahead, (told, teller))
+                become_run(source, ahead)
             os.write(teller, b"%d" % pid)
             code = 0
         finally:
@@ -17783,7 +17734,7 @@ def import_ahead(modules: list[str], may_leave_threads: bool) -> Json:
         why = f"the import of {', '.join(modules)} leaves {', '.join(left)}"[:500] if left else None
         if why and all(number.startswith("task/") for number in new):
             why += "; @pipeline(warm=True) says that its runs can do without"
-    if why is None and import_ms < WORTH_MS:
+    if why is None and modules and import_ms < WORTH_MS:
         why = f"its imports take {import_ms:g} ms: they are not worth a process"
     if why is None:
         settle_pages()
@@ -17804,13 +17755,13 @@ def belongings() -> dict[str, str]:
     return found
 
 
-def become_run(source: int, ahead: bool, others: Iterable[int]) -> NoReturn:
-    """Makes a forked child wait for its job and do it.  It closes *others*, which are its parent's."""
+def become_run(source: int, ahead: bool) -> NoReturn:
+    """Makes a forked child wait for its job and do it.  It closes what its parent has open."""
     code = 70  # EX_SOFTWARE: an error in Tau
     try:
         signal.set_wakeup_fd(-1)
-        for descriptor in others:
-            os.close(descriptor)
+        os.closerange(3, source)
+        os.closerange(source + 1, DESCRIPTORS_MAX)
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
         if (numpy := sys.modules.get("numpy.random")) is not None:
             numpy.seed()  # as a fork does for `random`
