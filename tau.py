@@ -19855,6 +19855,8 @@ CHANGES: dict[str, tuple[tuple[int, int | None], ...]] = {
     "os.link": ((1, 3),),
     "os.symlink": ((1, 2),),
 }
+#: Events that look at a file or a directory, and the flags with which a file is opened to change it.
+LOOKS, WRITING = ("open", "os.listdir", "os.scandir"), os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 #: Drivers that open databases by themselves, unseen by the audit.
 NATIVE = ("psycopg", "psycopg2", "duckdb", "MySQLdb", "oracledb", "pyodbc", "pymssql", "snowflake")
 #: Scheme of a store of files → where its servers are.
@@ -19896,7 +19898,6 @@ class Rehearsal:
         self.hosts = {parts.hostname for parts in places if parts.scheme not in PORTS or parts.scheme[:4] == "http"}
         self.clouds = tuple(CLOUDS[parts.scheme] for parts in places if parts.scheme in CLOUDS)
         self.names: dict[str, str] = {}  # path of the copy of a remote file → its place
-        self.guarded: set[str] = set()
         self.scratch = os.path.realpath(job["directory"])
         self.before, self.now, self.temporary = (os.path.join(self.scratch, name) for name in ("before", "now", "tmp"))
         self.data, self.home = (os.path.realpath(self.about[name]) for name in ("data", "home"))
@@ -20022,21 +20023,13 @@ class Rehearsal:
                     total += os.path.getsize(self.now + path)
 
     def copy_file(self, path: str, total: int = 0) -> None:
-        """Copies a file as it is at one moment, to `before` and `now`."""
+        """Copies a file to `before` and `now`."""
+        if total + os.path.getsize(path) > COPIED_MAX:
+            large = f"{path}: a rehearsal copies at most {COPIED_MAX:,} bytes"
+            self.refuse(large, "move what the pipeline need not have in its directory elsewhere")
         before = self.before + path
         make_directory(os.path.dirname(before))
-        for _ in range(3):  # until nobody has written meanwhile
-            about = os.stat(path)
-            if total + about.st_size > COPIED_MAX:
-                large = f"{path}: a rehearsal copies at most {COPIED_MAX:,} bytes"
-                self.refuse(large, "move what the pipeline need not have in its directory elsewhere")
-            if file_kind(path) == "sqlite":
-                copy_sqlite(path, before)
-            else:
-                copy_bytes(path, before)
-            again = os.stat(path)
-            if (again.st_mtime_ns, again.st_size) == (about.st_mtime_ns, about.st_size):
-                break
+        (copy_sqlite if file_kind(path) == "sqlite" else copy_bytes)(path, before)
         for suffix in filter(lambda suffix: os.path.exists(before + suffix), ("", ".wal")):
             shutil.copystat(path, before + suffix)
             shutil.copy2(before + suffix, self.now + path + suffix)
@@ -20078,21 +20071,15 @@ class Rehearsal:
 
     def guard(self) -> None:
         """Lets only Tau connect with the drivers that it has loaded."""
+        for name in NATIVE:
+            driver: Any = sys.modules.get(name)
+            if driver is not None and not isinstance(driver.connect, functools.partial):
+                driver.connect = functools.partial(self.connect_as_tau, name, driver.connect)
 
-        def guarded(name: str, connect: Callable[..., Any]) -> Callable[..., Any]:
-            def connect_as_tau(*arguments: Any, **options: Any) -> Any:
-                if self.does() != "database":
-                    self.refuse(
-                        f"{name}.connect(): a rehearsal could not take back what it writes", "ctx.sql, ctx.load"
-                    )
-                return connect(*arguments, **options)
-
-            return connect_as_tau
-
-        for name in [name for name in NATIVE if name in sys.modules and name not in self.guarded]:
-            self.guarded.add(name)
-            driver: Any = sys.modules[name]
-            driver.connect = guarded(name, driver.connect)
+    def connect_as_tau(self, name: str, connect: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        if self.does() != "database":
+            self.refuse(f"{name}.connect(): a rehearsal could not take back what it writes", "ctx.sql, ctx.load")
+        return connect(*arguments, **options)
 
     def check_statement(self, statement: str) -> None:
         """Refuses what would end the transaction, or open a file that is no copy."""
@@ -20105,9 +20092,10 @@ class Rehearsal:
 
     def remember(self, house: Any, place: str, tables: Iterable[str], keys: list[str]) -> None:
         """Keeps how tables of a PostgreSQL are before the first write to them; of files there are copies."""
-        if house.dialect == "postgresql":
-            self.houses[place] = house
-        for table in tables if house.dialect == "postgresql" else ():
+        if house.dialect != "postgresql":
+            return
+        self.houses[place] = house
+        for table in tables:
             if (place, table) not in self.tables:
                 key = keys or key_of_table(house, table)
                 self.tables[place, table] = house, key, self.marks(f"{place} {table}", rows_of_table(house, table), key)
@@ -20116,14 +20104,15 @@ class Rehearsal:
 
     def note(self, step: Step, mode: str, keys: list[str]) -> None:
         """Adds what a load or statement has written to the effects on its places."""
-        written = [use for use in step.places if use["how"] == "writes" and (use["resource"] or mode != "sql")]
-        for place, resource in ((use["place"], use["resource"]) for use in written):
-            effect = self.effect(place, resource, mode)
+        for use in step.places:
+            if use["how"] == "reads" or (mode == "sql" and not use["resource"]):
+                continue
+            effect = self.effect(use["place"], use["resource"], mode)
             effect["rows"] = (effect["rows"] or 0) + (step.rows_out or 0)
             if mode != "sql":
                 effect["columns"] = (effect["columns"] or {}) | (step.seen.document()["columns"] if step.seen else {})
             if keys:
-                self.keys[place, resource.lower()] = keys
+                self.keys[use["place"], use["resource"].lower()] = keys
 
     def effect(self, place: str, resource: str, mode: str) -> Json:
         made = {"place": place, "resource": resource, "mode": mode, "rows": None, "columns": None}
@@ -20146,9 +20135,8 @@ class Rehearsal:
             self.settle(place, table, before, self.marks(f"{place} {table}", rows_of_table(house, table), key))
         for place, house in self.houses.items():
             for row in collect(house.ask(CHANGED_TABLES)):
-                if not {(place, row["name"].lower()), (place, f"{row['schema']}.{row['name']}".lower())} & {
-                    *self.effects
-                }:
+                names = row["name"].lower(), f"{row['schema']}.{row['name']}".lower()
+                if not any((place, name) in self.effects for name in names):
                     self.tell("unobserved", f"what a function or a trigger changes in {place} {row['name']}")
 
     def compare_tables(self, kind: str, path: str, *trees: str) -> None:
@@ -20218,11 +20206,9 @@ class Rehearsal:
             for place, folder in CHANGES[event]:
                 base = -1 if folder is None or len(arguments) <= folder else arguments[folder]
                 self.check_change(arguments[place], base, event not in ("os.truncate", "os.chmod", "os.utime"))
-        elif event == "open" and isinstance(arguments[0], (str, bytes)):
-            is_write = arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+        elif event in LOOKS and isinstance(arguments[0], (str, bytes)):
+            is_write = event == "open" and arguments[2] & WRITING
             (self.check_change if is_write else self.check_look)(arguments[0])
-        elif event in ("os.listdir", "os.scandir") and isinstance(arguments[0], (str, bytes)):
-            self.check_look(arguments[0])
         elif event in CHILDREN or (event in ("os.kill", "os.killpg") and arguments[0] != os.getpid()):
             self.refuse(f"{event}: another process")
         elif event in ("socket.connect", "socket.sendto", "socket.sendmsg") and self.does() != "database":
@@ -20232,7 +20218,7 @@ class Rehearsal:
             elif isinstance(address, tuple):
                 self.check_host(str(address[0]))
         elif event in ("socket.getaddrinfo", "socket.gethostbyname") and arguments[0]:
-            self.check_host(arguments[0] if isinstance(arguments[0], str) else os.fsdecode(arguments[0]))
+            self.check_host(os.fsdecode(arguments[0]))
         elif event == "http.client.send" and self.does() != "web" and isinstance(arguments[1], bytes):
             if found := re.match(rb"(?!GET |HEAD |OPTIONS |CONNECT )([A-Z]+) \S+ HTTP/", arguments[1]):
                 self.refuse(f"a {found[1].decode()} over HTTP: it may change something")
@@ -20258,19 +20244,18 @@ class Rehearsal:
             self.refuse(f"a look at {real}: {OF_TAUD}")
 
     def check_host(self, host: str) -> None:
-        if self.about["places"] is None or self.does() == "database" or host in self.hosts | self.addresses:
-            return
-        if not host.endswith(self.clouds or "/"):
+        is_known = self.about["places"] is None or host in self.hosts or host.endswith(self.clouds or "/")
+        if not is_known and self.does() != "database" and host not in self.addresses:
             self.refuse(f"a connection to {host}, which the last success did not use")
 
     @functools.cached_property
     def addresses(self) -> set[str]:
-        """The addresses of the hosts; while they are asked for, none is known."""
-        self.addresses = set[str]()
-        for host in self.hosts - {None}:
+        """The addresses of the hosts."""
+        found: set[str] = set()
+        for host in filter(None, self.hosts):
             with contextlib.suppress(OSError):
-                self.addresses |= {str(row[4][0]) for row in socket.getaddrinfo(host, None)}
-        return self.addresses
+                found |= {str(row[4][0]) for row in socket.getaddrinfo(host, None)}
+        return found
 
     def authorize(self, action: int, file: str | None, *where: str | None) -> int:
         """As an authorizer of SQLite, refuses to attach a file that is no copy."""
@@ -20357,10 +20342,7 @@ def digest_of_row(row: Json) -> int:
 
 def keys_in(rows: Any) -> Any:
     """Counts the keys of counted rows."""
-    counted_keys: Any = collections.Counter()
-    for (key, _), count in rows.items():
-        counted_keys[key] += count
-    return counted_keys
+    return collections.Counter(key for key, _ in rows.elements())
 
 
 # --- 53. Places ---------------------------------------------------------------------------
@@ -20967,7 +20949,7 @@ class Fence:
                     self.closed[resolved(around.name_of(around.url_of(name)))] = f"[connections.{name}] peek = false"
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if event in ("open", "os.listdir", "os.scandir") and isinstance(arguments[0], (str, bytes)):
+        if event in LOOKS and isinstance(arguments[0], (str, bytes)):
             self.check(os.path.join(os.getcwd(), os.fsdecode(arguments[0])))
         elif event == "urllib.Request":
             self.check(self.name_of(arguments[0]))
