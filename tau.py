@@ -17199,13 +17199,13 @@ class ForkServer:
         self.nursery = Nursery(self)
         self.delegated = delegated_group()
         self.oom_counter = oom_counter()
-        self.oom_kills = oom_kills(self.oom_counter)  # how many are explained already
-        self.wake, self.waker = wake_on(signal.SIGCHLD)
+        self.oom_kills = 0  # how many are explained already
+        self.wake = wake_on(signal.SIGCHLD)
 
     def serve(self) -> None:
         """Serves until the other end is gone and the last child is reaped."""
         os.set_blocking(0, False)
-        while self.open or self.jobs or self.nursery.waits():
+        while self.open or self.jobs or any(process.jobs for process in self.nursery.warm.values()):
             channels = [0] * self.open + [self.wake, *self.nursery.channels()]
             ready, _, _ = select.select(channels, [], [], self.patience())
             if self.wake in ready:
@@ -17305,7 +17305,7 @@ class ForkServer:
         while ended:
             # Without /proc there are none: only process groups are ended.
             children = {int(pid) for pid in peek(f"/proc/self/task/{os.getpid()}/children").split()}
-            children -= self.jobs.keys() | self.nursery.pids() | self.nursery.spares()
+            children -= self.jobs.keys() | self.nursery.pids()
             ended = {pid for pid in children if os.waitpid(pid, os.WNOHANG)[0]}
         self.orphans = {pid: self.orphans.get(pid) or Orphan(pid, self.users) for pid in children}
 
@@ -17341,8 +17341,8 @@ class ForkServer:
         return None
 
     def write_end(self, job: Json, code: int | None, reason: str | None, **measured: float | None) -> None:
-        died = code is not None and code < 0
-        how = {"exit_code": None if died else code, "signal": -code if code and died else None, "reason": reason}
+        number = max(-(code or 0), 0) or None
+        how = {"exit_code": None if number else code, "signal": number, "reason": reason}
         self.save_end(job, {"t": "end", "at": time.time(), "mono": time.monotonic(), **how, **measured})
         remove_group(job.get("group"))
 
@@ -17651,15 +17651,10 @@ class Nursery:
     def channels(self) -> list[int]:
         return [process.channel for process in self.warm.values() if process.channel >= 0]
 
-    def waits(self) -> bool:
-        return any(process.jobs for process in self.warm.values())
-
     def pids(self) -> set[int]:
-        """Returns those whose sessions the children begin in."""
-        return {process.pid for process in self.warm.values() if process.pid}
-
-    def spares(self) -> set[int]:
-        return {mother.spare[0] for mother in (self.own, *self.warm.values()) if mother.spare}
+        """Returns the processes that are no runs: the warm ones, in whose sessions children begin, and the spares."""
+        mothers = (self.own, *self.warm.values())
+        return {pid for mother in mothers for pid in (mother.pid, *(mother.spare or ())[:1]) if pid}
 
 
 def warm_document(key: WarmKey, state: str, **figures: Any) -> Json:
@@ -17873,14 +17868,13 @@ def outpost(folder: str, job: Json) -> None:
 
 def remove_left(folder: str) -> None:
     """Removes what our user's killed outposts have left beside our folder."""
-    for entry in os.scandir(os.path.dirname(folder)):
-        if entry.name.startswith(OUTPOST_PREFIX) and entry.is_dir(follow_symlinks=False):
-            with contextlib.suppress(OSError):  # its outpost may remove it meanwhile
-                status = entry.stat(follow_symlinks=False)
-                old = status.st_uid == os.getuid() and time.time() - status.st_mtime > ABANDONED_S
-                if old and (file := lock_file(entry.path, wait=False)) >= 0:
-                    shutil.rmtree(entry.path, ignore_errors=True)
-                    os.close(file)
+    for path in glob.glob(os.path.join(glob.escape(os.path.dirname(folder)), f"{OUTPOST_PREFIX}*")):
+        with contextlib.suppress(OSError):  # its outpost may remove it meanwhile
+            status = os.lstat(path)
+            old = status.st_uid == os.getuid() and time.time() - status.st_mtime > ABANDONED_S
+            if old and (file := lock_file(path, wait=False)) >= 0:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(file)
 
 
 class Outpost(ForkServer):
@@ -18019,7 +18013,7 @@ BEATS = 4
 
 def relay(job: Json, born: str | None) -> int:
     """Starts the executor's command and serves it.  Returns its exit code."""
-    wake, _ = wake_on(signal.SIGTERM, signal.SIGCHLD)
+    wake = wake_on(signal.SIGTERM, signal.SIGCHLD)
     journal = Journal(job["journal"] + ".journal", job["limits"])
     journal.write(start_record(job, born) | {"executor": job["executor"]["name"]})
     words = command_words(job)
@@ -18077,9 +18071,8 @@ def memos_to_send(job: Json, journal: Journal) -> dict[str, str]:
     places: dict[str, str] = {}
     room = job["limits"]["memo_bytes"]
     for name in ("memos", "old_memos"):
-        folder = job[name] or ""
-        keys = [key for key in os.listdir(folder) if "." not in key] if os.path.isdir(folder) else []
-        paths = {os.path.join(folder, key): f"{name}/{key}" for key in keys}
+        folder = job[name] or os.devnull
+        paths = {os.path.join(folder, key): f"{name}/{key}" for key in names_below(folder) if "." not in key}
         room -= sum(map(os.path.getsize, paths))
         if room >= 0:
             places |= paths
@@ -18189,15 +18182,15 @@ def prepare_interpreter() -> None:
     logging_handler()
 
 
-def wake_on(*numbers: int) -> tuple[int, int]:
-    """Opens a pipe that receives the numbers of these signals."""
+def wake_on(*numbers: int) -> int:
+    """Returns a pipe that receives the numbers of these signals."""
     source, end = os.pipe()
     for descriptor in (source, end):
         os.set_blocking(descriptor, False)
     signal.set_wakeup_fd(end, warn_on_full_buffer=False)
     for number in numbers:
         signal.signal(number, lambda number, frame: None)
-    return source, end
+    return source
 
 
 def settle_in() -> str | None:
@@ -18300,13 +18293,12 @@ def limit_process(limits: Json, group: str | None) -> None:
 
     If the run has no control group, the memory limit is the address space of each process.
     """
-    inside = False
     if group is not None:
         with contextlib.suppress(OSError):
             write_text(os.path.join(group, "cgroup.procs"), "0")
-            inside = True
+            limits = limits | {"memory_bytes": 0}
     for name, resource_name in PROCESS_LIMITS.items():
-        if limits.get(name) and not (inside and name == "memory_bytes"):
+        if limits.get(name):
             kind = getattr(resource, resource_name)
             hard = resource.getrlimit(kind)[1]
             most = limits[name] if hard == resource.RLIM_INFINITY else min(limits[name], hard)
@@ -18399,12 +18391,10 @@ class Imports:
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         """Notes a module that a deployed file loads itself, not a library.  It finds none."""
-        frame: FrameType | None = sys._getframe(1)
         bodies: dict[str, int] = {}  # file of each module that is being executed, the innermost first → its line
-        while frame is not None:
+        for frame, line in traceback.walk_stack(sys._getframe(1)):
             if frame.f_code.co_name == "<module>":
-                bodies.setdefault(frame.f_code.co_filename, frame.f_lineno)
-            frame = frame.f_back
+                bodies.setdefault(frame.f_code.co_filename, line)
         if self.late or len(self.names) == IMPORTS_MAX or not next(iter(bodies), "").startswith(self.folder):
             return
         for file in {*bodies, *map(module_place, [*sys.modules])}:
@@ -18470,13 +18460,13 @@ def run_agent(attempt: Attempt) -> Json:
             time.sleep(0.05)
             if os.fstat(said.fileno()).st_size > AGENT_BYTES_MAX:
                 process.kill()
-        size = said.seek(0, os.SEEK_END)
         said.seek(0)
-        if size > AGENT_BYTES_MAX:
+        answer = said.read(AGENT_BYTES_MAX + 1)
+        if len(answer) > AGENT_BYTES_MAX:
             raise BadResult(f"it said more than {AGENT_BYTES_MAX:,} bytes")
         if code:
             raise BadResult(f"its exit code is {code}")
-        return attempt.returned(said.read().decode("utf-8", "replace"), LINE_BYTES_MAX)
+        return attempt.returned(answer.decode("utf-8", "replace"), LINE_BYTES_MAX)
 
 
 def call_pipeline(attempt: Attempt) -> Json:
@@ -18497,9 +18487,8 @@ def call_pipeline(attempt: Attempt) -> Json:
 
 
 #: The kind of a job → what does its work and returns the outcome.
-WORK: dict[str, Callable[[Attempt], Json]] = {"run": call_pipeline, "load": load_pipelines, "scan": scan_files}
-WORK["rehearse"] = call_pipeline
-WORK["agent"] = run_agent
+WORK: dict[str, Callable[[Attempt], Json]] = {"run": call_pipeline, "rehearse": call_pipeline, "agent": run_agent}
+WORK |= {"load": load_pipelines, "scan": scan_files}
 WORK["peek"] = lambda attempt: attempt.returned(look_at(Surroundings(PipelineContext(attempt))), LINE_BYTES_MAX)
 
 
@@ -18695,8 +18684,7 @@ def pipeline(
                            threads, which runs then lack
     """
     given = {option: value for option, value in locals().items() if option in PIPELINE_OPTIONS}
-    defaults = pipeline.__kwdefaults__ or {}
-    options = {option: defaults[option] if value is None else value for option, value in given.items()}
+    options = {option: DEFAULTS[option] if value is None else value for option, value in given.items()}
 
     def register(decorated: Function) -> Function:
         check_function(decorated)
@@ -18709,6 +18697,9 @@ def pipeline(
         return decorated
 
     return register if function is None else register(function)
+
+
+DEFAULTS: Json = pipeline.__kwdefaults__ or {}
 
 
 def check_function(function: Any) -> None:
@@ -18762,14 +18753,8 @@ def check_names(value: Any) -> list[str]:
     return [*names]
 
 
-def check_shares(value: Any) -> list[str]:
-    for name in (names := demand(STRINGS, listed(value), "namespaces")):
-        if name != "*" and not re.fullmatch(NAMESPACE_NAME, name):
-            raise BadRequest(f"{name!r} cannot be a namespace's name", '"acme"; "*" is all of them')
-    return [*names]
-
-
 EXPRESSIONS = {"anyOf": [{"type": "string"}, STRINGS]}
+NAMESPACES: Json = {"type": "array", "items": {"type": "string", "pattern": rf"\*|{NAMESPACE_NAME}"}}
 #: Option of @pipeline → its JSON Schema, or a function that checks it and returns JSON.  A value of None is skipped.
 PIPELINE_OPTIONS: dict[str, Json | Callable[[Any], Any]] = {
     "description": {"type": "string"},
@@ -18794,7 +18779,7 @@ PIPELINE_OPTIONS: dict[str, Json | Callable[[Any], Any]] = {
     "catchup_window": check_seconds,
     "jitter": check_seconds,
     "after": check_names,
-    "share": check_shares,
+    "share": lambda value: demand(NAMESPACES, listed(value), "namespaces", '"acme"; "*" is all of them'),
     "pause_after_failures": {"type": "integer", "minimum": 1, "maximum": 1_000},
     "expect_success_within": check_limit,
     "executor": {"type": "string"},
@@ -18810,26 +18795,24 @@ def check_pipeline(options: Json) -> Json:
     """Returns the options of @pipeline as JSON.  BadRequest names the one that is wrong."""
     if options["schedule"] is not None and options["every"] is not None:
         raise BadRequest("@pipeline: schedule and every are two ways to say when", "choose one of them")
-    defaults, usual = pipeline.__kwdefaults__ or {}, usual_options()
     return {
-        name: usual[name] if value is defaults[name] else None if value is None else check_option(name, value)
+        name: usual_option(name) if value is DEFAULTS[name] else check_option(name, value)
         for name, value in options.items()
     }
 
 
 @functools.cache
-def usual_options() -> Json:
-    """The options of a pipeline that gives none: no run checks them anew."""
-    defaults = pick(pipeline.__kwdefaults__ or {}, *PIPELINE_OPTIONS)
-    return {name: value if value is None else check_option(name, value) for name, value in defaults.items()}
+def usual_option(name: str) -> Any:
+    """Returns an option that is not given: no run checks it anew."""
+    return check_option(name, DEFAULTS[name])
 
 
 def check_option(name: str, value: Any) -> Any:
     wanted, place = PIPELINE_OPTIONS[name], f"@pipeline({name}=…)"
     if isinstance(wanted, dict):
-        return demand(wanted, value, place)
+        return None if value is None else demand(wanted, value, place)
     try:
-        return wanted(value)
+        return None if value is None else wanted(value)
     except BadRequest as problem:
         raise BadRequest(f"{place}: {problem}", problem.hint, **problem.detail) from None
 
@@ -19054,9 +19037,12 @@ class PipelineContext:
         with self.step(f"sql {brief(query)}") as step:
             step.places = place.uses("reads", query)
             result = place.run(query, dict(params or {}))
-            self._attempt.has_read |= isinstance(result, Rows)
-            step.rows_out = None if isinstance(result, Rows) else max(result, 0)
-            answer = put_out(step, result) if isinstance(result, Rows) else Count(max(result, 0))
+            if isinstance(result, Rows):
+                self._attempt.has_read = True
+                answer: Any = put_out(step, result)
+            else:
+                step.rows_out = max(result, 0)
+                answer = Count(step.rows_out)
             if (rehearsal := self._attempt.rehearsal) is not None:
                 rehearsal.note(step, "sql", [])
             return answer
@@ -19226,14 +19212,14 @@ def run_local(
         job = local_job(chosen.name, folder, os.path.abspath(data_dir or folder))
         job |= {"params": params or {}, "state": state or {}, "connections": dict(connections or {})}
         job |= {"last_success": last_successful_run, "scheduled_for": scheduled_for}
-        job["secrets"] = omit(secrets or {}, os.environ)
-        job["upstream"] = {name: {"run_id": LOCAL_RUN, "result": result} for name, result in (upstream or {}).items()}
+        results = {name: {"run_id": LOCAL_RUN, "result": result} for name, result in (upstream or {}).items()}
+        job |= {"secrets": omit(secrets or {}, os.environ), "upstream": results}
         return call_locally(chosen, job, os.path.join(folder, "run.journal"))
 
 
 def local_job(name: str, folder: str, directory: str) -> Json:
     job = {"run_id": LOCAL_RUN, "pipeline": name, "version": 0, "attempt": 1, "directory": directory, "secrets": {}}
-    limits = {"log_lines": LOGS_MAX, "log_bytes": 1 << 30, "result_bytes": 1 << 30, "memo_bytes": 1 << 30}
+    limits = {"log_lines": LOGS_MAX, **dict.fromkeys(("log_bytes", "result_bytes", "memo_bytes"), 1 << 30)}
     return job | {"limits": limits, "memos": os.path.join(folder, "memos"), "old_memos": None}
 
 
@@ -19621,9 +19607,8 @@ def named_assertions(given: tuple[Any, ...], name: str | None) -> list[tuple[str
 
     The name is given before it, with it or as *name*, or is the function's, or is the source text.
     """
-    frame = sys._getframe(1)
-    while frame.f_code.co_filename == __file__ and frame.f_back is not None:
-        frame = frame.f_back
+    frames = (frame for frame, _ in traceback.walk_stack(sys._getframe(1)))
+    frame = next(frame for frame in frames if frame.f_code.co_filename != __file__)
     known, sources = {**frame.f_globals, **frame.f_locals}, call_arguments(frame)
     assertions: list[Any] = []
     if name is None and len(given) > 1 and isinstance(given[0], str):
@@ -19669,23 +19654,17 @@ def items_of(value: Any) -> list[Any] | None:
 def call_arguments(frame: FrameType) -> list[tuple[str, ast.expr]]:
     """Returns the arguments of the call in a frame and their source texts; [] if there are starred ones."""
     code = frame.f_code
-    first, last, begin, end = next(itertools.islice(code.co_positions(), frame.f_lasti // 2, None), (None,) * 4)
-    if first is None or last is None:
-        return []
-    lines = [line.encode() for line in linecache.getlines(code.co_filename, frame.f_globals)[first - 1 : last]]
-    if not lines:
-        return []
-    lines[-1] = lines[-1][:end]
-    lines[0] = lines[0][begin:]
-    text = f"({b''.join(lines).decode()}\n)"
-    try:
+    places = itertools.islice(code.co_positions(), frame.f_lasti // 2, None)
+    first, last, begin, end = (number or 0 for number in next(places, (0,) * 4))
+    with contextlib.suppress(SyntaxError, ValueError, IndexError):  # there is no source, or another
+        lines = linecache.getlines(code.co_filename, frame.f_globals)[first - 1 : last]
+        place = ast.Pass(lineno=1, end_lineno=len(lines), col_offset=begin, end_col_offset=end)
+        text = f"({ast.get_source_segment(''.join(lines), place)}\n)"
         call = ast.parse(text, mode="eval").body
-    except (SyntaxError, ValueError):
-        return []
-    nodes = call.args if isinstance(call, ast.Call) else ()
-    if any(isinstance(node, ast.Starred) for node in nodes):
-        return []
-    return [(re.sub(r"\s*\n\s*", " ", ast.get_source_segment(text, node) or ""), node) for node in nodes]
+        if isinstance(call, ast.Call) and not any(isinstance(node, ast.Starred) for node in call.args):
+            texts = [ast.get_source_segment(text, node) or "" for node in call.args]
+            return [(re.sub(r"\s*\n\s*", " ", text), node) for text, node in zip(texts, call.args, strict=True)]
+    return []
 
 
 async def evaluate(journal: Journal, severity: str, name: str, condition: Any, values: Any) -> Exception | None:
@@ -19713,7 +19692,6 @@ def values_in(node: ast.expr, known: Json) -> tuple[Json, Json]:
     return values, why_not(node, known)
 
 
-SIDES = ("left", "right", "comparison")
 #: Functions that only read, and nodes of a source text that may do more.
 READERS = frozenset(("len", "sum", "min", "max", "set", "sorted", "abs", "round"))
 ACTS = {"Await", "Yield", "YieldFrom", "NamedExpr", "Lambda"}
@@ -19721,23 +19699,28 @@ ACTS = {"Await", "Yield", "YieldFrom", "NamedExpr", "Lambda"}
 
 def why_not(node: ast.expr, known: Json) -> Json:
     """Returns both sides of a comparison, or the items, that fail a check; {} if to ask again does more than read."""
-    if isinstance(node, ast.Tuple) and len(node.elts) == 2:
-        node = node.elts[1]  # it is named
-    node = node.body if isinstance(node, ast.Lambda) else node
-    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "all" and len(node.args) == 1:
-        node = node.args[0]
-    is_each = isinstance(node, (ast.GeneratorExp, ast.ListComp)) and isinstance(node.generators[0].target, ast.Name)
-    is_each = is_each and len(node.generators) == 1  # type: ignore[attr-defined]
-    is_pair = isinstance(node, ast.Compare) and len(node.ops) == 1
+    match node:
+        case ast.Tuple(elts=[_, inner]) | ast.Lambda(body=inner):  # it is named, or asked later
+            return why_not(inner, known)
+        case ast.Call(func=ast.Name(id="all"), args=[inner]):
+            return why_not(inner, known)
+        case ast.GeneratorExp(generators=[ast.comprehension(target=ast.Name())]):
+            ask = failing_items
+        case ast.ListComp(generators=[ast.comprehension(target=ast.Name())]):
+            ask = failing_items
+        case ast.Compare(ops=[_]):
+            ask = both_sides
+        case _:
+            return {}
     parts = [*ast.walk(node)]
     called = {getattr(part.func, "id", "") for part in parts if isinstance(part, ast.Call)}
     used = [known.get(part.id) for part in parts if isinstance(part, ast.Name)]
     acts = ACTS & {type(part).__name__ for part in parts} or called - (READERS - known.keys())
     # To read an iterator would change it.
-    if not (is_each or is_pair) or acts or any(hasattr(it, "__next__") for it in used) or is_secret(ast.unparse(node)):
+    if acts or any(hasattr(it, "__next__") for it in used) or is_secret(ast.unparse(node)):
         return {}
     found: Json = {}
-    timed(lambda node: found.update((failing_items if is_each else both_sides)(node, known)) or "", node)
+    timed(lambda node: found.update(ask(node, known)) or "", node)
     return found
 
 
@@ -19747,10 +19730,9 @@ def evaluated(part: ast.expr, known: Json) -> Any:
 
 def both_sides(node: Any, known: Json) -> Json:
     """Returns both sides of a comparison, unless it holds by now."""
-    texts = [safe_repr(evaluated(side, known)) for side in (node.left, *node.comparators)]
-    left, right = (ast.Name(text, ast.Load()) for text in texts)
-    sides = dict(zip(SIDES, [*texts, ast.unparse(ast.Compare(left, node.ops, [right]))], strict=True))
-    return {} if evaluated(node, known) else sides
+    left, right = (safe_repr(evaluated(side, known)) for side in (node.left, *node.comparators))
+    text = ast.unparse(ast.Compare(ast.Name(left), node.ops, [ast.Name(right)]))
+    return {} if evaluated(node, known) else {"left": left, "right": right, "comparison": text}
 
 
 def failing_items(node: Any, known: Json) -> Json:
@@ -19855,8 +19837,8 @@ CHANGES: dict[str, tuple[tuple[int, int | None], ...]] = {
     "os.link": ((1, 3),),
     "os.symlink": ((1, 2),),
 }
-#: Events that look at a file or a directory, and the flags with which a file is opened to change it.
-LOOKS, WRITING = ("open", "os.listdir", "os.scandir"), os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+#: The flags with which a file is opened to change it.
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 #: Drivers that open databases by themselves, unseen by the audit.
 NATIVE = ("psycopg", "psycopg2", "duckdb", "MySQLdb", "oracledb", "pyodbc", "pymssql", "snowflake")
 #: Scheme of a store of files → where its servers are.
@@ -19976,10 +19958,10 @@ class Rehearsal:
             self.told[kind].append(what)
 
     def refuse(self, what: str, hint: str = "a rehearsal must not reach further than the last success") -> None:
-        folder, frames = self.attempt.job["folder"], traceback.walk_stack(sys._getframe(1))
-        own = ((frame.f_code.co_filename, line) for frame, line in frames)
-        lines = (f"{path.removeprefix(folder)[1:]}:{line}: " for path, line in own if path.startswith(f"{folder}/"))
-        self.tell("refused", f"{next(lines, '')}{what}")
+        folder = os.path.join(self.attempt.job["folder"], "")
+        places = ((frame.f_code.co_filename, line) for frame, line in traceback.walk_stack(sys._getframe(1)))
+        own = (f"{path.removeprefix(folder)}:{line}: " for path, line in places if path.startswith(folder))
+        self.tell("refused", f"{next(own, '')}{what}")
         raise Refused(what, hint)
 
     # Copies of files.
@@ -19992,7 +19974,7 @@ class Rehearsal:
 
     def copied(self, path: str, writing: bool = True) -> str:
         """Returns the path of a file's copy, which is made now if it is *writing*; else the path itself."""
-        path = os.path.realpath(path if is_within(path, self.scratch) else os.path.join(self.data, path))
+        path = os.path.realpath(os.path.join(self.data, path))
         if is_within(path, self.scratch):
             return path
         if not any(is_within(path, known) for known in self.known):
@@ -20013,9 +19995,9 @@ class Rehearsal:
     def copy_directory(self) -> None:
         total = 0
         for folder, folders, names in os.walk(self.data):
-            for name in folders:
-                make_directory(os.path.join(self.now + folder, name))
-            for path in (os.path.join(folder, name) for name in names if re.search(BESIDE, name) is None):
+            make_directory(self.now + folder)
+            some = (name for name in (*folders, *names) if re.search(BESIDE, name) is None)
+            for path in (os.path.join(folder, name) for name in some):
                 if os.path.islink(path):
                     os.symlink(os.readlink(path), self.now + path)
                 elif os.path.isfile(path):
@@ -20053,14 +20035,14 @@ class Rehearsal:
         url = str(house.engine.url)
         if url not in self.held:
             made = self.held[url] = house.engine.connect().execution_options(isolation_level="REPEATABLE READ")
-            made.execute(house.alchemy.text(f"SET lock_timeout = '{LOCK_S:g}s'"))
-        connection, text = self.held[url], house.alchemy.text
+            made.exec_driver_sql(f"SET lock_timeout = '{LOCK_S:g}s'")
+        connection = self.held[url]
         part = connection.begin_nested()
-        connection.execute(text("SET CONSTRAINTS ALL DEFERRED"))
+        connection.exec_driver_sql("SET CONSTRAINTS ALL DEFERRED")
 
         def commit() -> None:
             try:
-                connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))  # a commit would check them
+                connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")  # a commit would check them
             except Exception:
                 part.rollback()
                 raise
@@ -20142,24 +20124,22 @@ class Rehearsal:
     def compare_tables(self, kind: str, path: str, *trees: str) -> None:
         place, (old, new) = self.name_of(f"{kind}:///{path}"), [self.opened(kind, tree) for tree in trees]
         with old as before, new as after:
-            for table in dict.fromkeys(itertools.chain(*(tables_of(kind, house) for house in (before, after)))):
+            for table in dict.fromkeys(tables_of(before) + tables_of(after)):
                 key, what = self.keys.get((place, table.lower())) or key_of_table(after, table), f"{place} {table}"
                 sides = [self.marks(what, rows_of_table(house, table), key) for house in (before, after)]
                 self.settle(place, table, *sides)
 
     def opened(self, kind: str, path: str) -> Any:
-        if not os.path.exists(path):
-            return contextlib.nullcontext()
-        return SQLite(path, "BEGIN") if kind == "sqlite" else Alchemy(f"duckdb:///{path}", self.around)
+        if kind == "duckdb" and os.path.exists(path):
+            return Alchemy(f"duckdb:///{path}", self.around)
+        return SQLite(path if os.path.exists(path) else ":memory:", "BEGIN")
 
     def compare_files(self, path: str, *trees: str) -> None:
         place = self.name_of(path)
         key = self.keys.get((place, ""), [])
         try:
-            batches = [LocalFile(tree, self.around, {}).read(BATCH_ROWS) for tree in trees if os.path.exists(tree)]
-            sides = [self.marks(place, some, key) for some in batches]
-            absent: list[Any] = [collections.Counter()] * (2 - len(sides))
-            self.settle(place, "", *(absent + sides if os.path.exists(trees[1]) else sides + absent))
+            files = [LocalFile(tree, self.around, {"missing": "ok"}) for tree in trees]
+            self.settle(place, "", *(self.marks(place, file.read(BATCH_ROWS), key) for file in files))
         except (TauError, ValueError):  # it has no rows that we can read
             self.effects.get((place, "")) or self.effect(place, "", "code")
 
@@ -20311,21 +20291,21 @@ def file_digest(path: str) -> bytes:
         return hashlib.file_digest(file, "blake2b").digest()
 
 
-def tables_of(kind: str, house: Any) -> list[str]:
-    rows = [] if house is None else collect(house.ask(TABLES[kind]))
+def tables_of(house: Any) -> list[str]:
+    rows = collect(house.ask(TABLES[house.dialect]))
     return [row["name"] if row["schema"] in ("", "main") else f"{row['schema']}.{row['name']}" for row in rows]
 
 
 def rows_of_table(house: Any, table: str) -> Batches:
     """Yields the rows of a table, none if there is no such table.  PostgreSQL folds names without quotes."""
     for name in (table, table.lower()):
-        if house is not None and house.columns_of(name) is not None:
+        if house.columns_of(name) is not None:
             yield from house.ask(f"SELECT * FROM {house.quoted(name)}", {}, BATCH_ROWS)
             return
 
 
 def key_of_table(house: Any, table: str) -> list[str]:
-    known = {"primary": [], "unique": []} if house is None else house.keys_of(table)
+    known = house.keys_of(table)
     return known["primary"] or next(iter(known["unique"]), [])
 
 
@@ -20931,6 +20911,10 @@ def fitted(kind: str, cell: Any) -> Any:
         value = KINDS_OF_COLUMN[kind].exactly(cell)
         return value if isinstance(value, (int, float)) else str(value)
     return None
+
+
+#: Events of Python's audit that look at a file or a directory.
+LOOKS = ("open", "os.listdir", "os.scandir")
 
 
 class Fence:
