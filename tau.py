@@ -12043,7 +12043,8 @@ RULES: dict[str, tuple[str | None, str | None, str | None]] = {
 }
 #: Options of @pipeline that have no risk of their own name.
 OPTION_RISKS: dict[str, str | None] = {
-    **dict.fromkeys(("description", "tags", "name")),
+    **dict.fromkeys(("description", "tags")),
+    "name": "pipeline",
     **dict.fromkeys(
         ("every", "start", "end", "timezone", "overlap", "misfire", "catchup_window", "jitter"), "schedule"
     ),
@@ -12066,11 +12067,12 @@ REACHING_CALLS = (
     *("write_bytes", "unlink", "rmtree", "connect", "urlopen"),
 )
 NAMING = ("source", "target", "resource", "connection", "query")
-#: What reaches around the syntax, or to another daemon.
+#: What reaches around the syntax, or to another daemon; what no pipeline has a reason to set.
 OPAQUE = (
     *("getattr", "setattr", "delattr", "exec", "eval", "compile", "globals", "locals", "vars", "import_module"),
     *("modules", "builtins", "Client", "run_local", "exit", "patch"),
 )
+NEVER_SET = ("ctx", "check", "load", "sql", "extract", "secret")
 WRITES_SQL = (
     r"(?is)\s*(?:(insert|replace|merge)\s.*\binto|update\s.*\bset|delete\s+from|(copy|grant|attach|with)\s.*\b(to|as)"
     r"|(drop|alter|create|truncate)\s.*\b(table|view|index|schema|trigger))\b"
@@ -12081,6 +12083,8 @@ PLACE_IN_TEXT = r"(?i)(?<![a-z0-9+.-])[a-z][a-z0-9+.-]*://[^/?#]*|^(?:[~.]{0,2}/
 SOURCE_READ_MAX = 128 << 10
 NAMES_READ_MAX = 50
 FUNCTIONS = ("FunctionDef", "AsyncFunctionDef", "ClassDef")
+#: Kinds of facts that tell the same in any function, and however often.
+EVERYWHERE = ("place", "secret", "dependency", "pipeline")
 #: What only combines conditions.
 COMBINING = (
     *("Expr", "Await", "Assert", "If", "While", "Tuple", "List", "Starred", "BoolOp", "UnaryOp", "GeneratorExp"),
@@ -12102,48 +12106,49 @@ class Facts:
         tops = {path.split("/")[0].removesuffix(".py") for path in sources if path.endswith(".py")}
         size = sum(len(content) for path, content in sources.items() if path.endswith(".py"))
         self.inner, trees = INNER_MODULES | (tops - sys.stdlib_module_names), {}
-        for self.path, content in sorted(sources.items()):
+        unread = [path for path in sources if not path.endswith(".py") or size > SOURCE_READ_MAX]
+        for path in sorted(sources.keys() - unread):
             try:
-                if not self.path.endswith(".py") or size > SOURCE_READ_MAX:
-                    raise ValueError("it is not read")
-                trees[self.path] = ast.parse(content)
-                self.bind(trees[self.path])
+                trees[path] = ast.parse(sources[path])
+                self.bind(trees[path])
             except (SyntaxError, ValueError, RecursionError, MemoryError):
-                self.add("unreadable", None, self.path + fingerprint(content.decode("latin-1")))
+                unread.append(path)
         self.checks, self.loads = self.behind("check"), self.behind("load", "sql")
         for self.path, tree in trees.items():
-            #: Of the node that is looked at: its function; the statements of that which it is in; the lines of the
-            #: first load in it and of the last check or load.
-            self.where, self.around, self.marks = "", (), (0, 0)
+            # Of the node that is looked at: its function; the statements of that which it is in; the lines of the
+            # first load in it and of the last check or load.
+            self.where, self.around, self.marks = "", tuple["ast.AST", ...](), (0, 0)
             header = re.findall(rb"(?ms)^# /// script$.*?^# ///$", sources[self.path])
             self.add("dependency", None, b"".join(header).decode("utf-8", "replace"))
             try:
                 self.walk(tree)
             except RecursionError:
-                self.add("unreadable", None, fingerprint(sources[self.path].decode("latin-1")))
-
-    where, around, marks = "", tuple["ast.AST", ...](), (0, 0)
+                unread.append(self.path)
+        self.where = ""
+        for self.path in unread:
+            self.add("unreadable", None, self.path + fingerprint(sources[self.path].decode("latin-1")))
 
     def bind(self, tree: ast.AST) -> None:
         node: Any
         for node in ast.walk(tree):
             fields = [getattr(node, name, None) for name in ("value", "iter", "context_expr")]
-            given: Any = next(filter(None, fields), node)
             single = [getattr(node, name, None) for name in ("target", "optional_vars")]
-            targets: list[Any] = [*getattr(node, "targets", ()), *filter(None, single)]
+            targets = [*getattr(node, "targets", ()), *filter(None, single)]
             names = {word_of(part) for target in targets for part in ast.walk(target)}
-            names |= {
-                (alias.asname or alias.name).split(".")[0] for alias in getattr(node, "names", ()) if node != alias
-            }
-            for name in (names | ({node.name} if type(node).__name__ in FUNCTIONS else set())) - {""}:
-                self.names.setdefault(name, []).append(given)
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+            elif type(node).__name__ in FUNCTIONS:
+                names = {node.name}
+            for name in names - {""}:
+                self.names.setdefault(name, []).append(next(filter(None, fields), node))
 
     def behind(self, *words: str) -> set[str]:
         """Returns these words, and the names of functions, classes and aliases behind which they are used."""
-        names, size = {*words}, 0
-        while size < len(names):
-            size = len(names)
-            names |= {name for name, values in self.names.items() if any(self.leads(it, names) for it in values)}
+        names, more = {*words}, {*words}
+        while more:
+            leading = (name for name, values in self.names.items() if any(self.leads(it, names) for it in values))
+            more = {*leading} - names
+            names |= more
         return names
 
     def leads(self, node: Any, names: set[str]) -> bool:
@@ -12151,20 +12156,17 @@ class Facts:
 
     def aliases(self, node: Any) -> set[str]:
         """Returns what stands behind a value: the words of code, and of other values those that are not called."""
-        called = {id(it.func) for it in ast.walk(node) if isinstance(it, ast.Call)}
-        is_code = type(node).__name__ in (*FUNCTIONS, "Lambda")
-        parts = (part for part in ast.walk(node) if is_code or id(part) not in called)
-        return {word_of(part) for part in parts if self.uses(part, {word_of(part)})}
+        called = {id(it.func) for it in ast.walk(node) if isinstance(it, ast.Call) and not is_code(node)}
+        return {word_of(it) for it in ast.walk(node) if id(it) not in called and self.uses(it, {word_of(it)})}
 
     def uses(self, node: Any, names: Collection[str]) -> bool:
         """Whether a node is one of these names, but not json.load."""
-        owner = word_of(node.value) if isinstance(node, ast.Attribute) else ""
-        imported = any(isinstance(it, (ast.Import, ast.ImportFrom)) for it in self.names.get(owner, ()))
-        return word_of(node) in names and not (imported and word_of(node) == "load")
+        word, givers = word_of(node), self.names.get(word_of(getattr(node, "value", None)), ())
+        imported = word == "load" and any(isinstance(it, (ast.Import, ast.ImportFrom)) for it in givers)
+        return word in names and not imported
 
-    def add(self, kind: str, node: Any, text: str, everywhere: bool = False) -> None:
-        text = text if len(text) < 1_000 else text[:500] + fingerprint(text)
-        fact = (kind, "" if everywhere else self.where, text)
+    def add(self, kind: str, node: Any, text: str) -> None:
+        fact = (kind, "" if kind in EVERYWHERE else self.where, shortened(text))
         self.places.setdefault(fact, []).append((self.path, getattr(node, "lineno", 1)))
 
     def walk(self, node: Any) -> None:
@@ -12193,13 +12195,15 @@ class Facts:
             self.add("check", node, self.condition() + text_of(node).split("(")[0])
         if isinstance(node, (ast.Return, ast.Break, ast.Continue)) and node.lineno < self.marks[1]:
             self.add("check_skipped", node, self.condition() + type(node).__name__)
-        stored = isinstance(getattr(node, "ctx", None), (ast.Store, ast.Del))
+        if isinstance(node, (ast.Return, ast.Break)) and " finalbody: " in self.condition():
+            self.add("except_wider", node, text_of(node))
+        stored = word in NEVER_SET and isinstance(node.ctx, (ast.Store, ast.Del))
         inner = word.startswith("__" if isinstance(node, ast.Name) else "_") and word not in ("__name__", "__file__")
         inner = inner and word_of(getattr(node, "value", None)) not in ("self", "cls")
-        if word in OPAQUE or inner or (stored and word in ("ctx", "check", "load", "sql", "extract", "secret")):
+        if word in OPAQUE or inner or stored:
             self.add("unreadable", node, text_of(inside))
         if word in ("environ", "getenv"):
-            self.add("secret", node, text_of(inside), everywhere=True)
+            self.add("secret", node, text_of(inside))
         if isinstance(node, (ast.IfExp, ast.BoolOp)):
             self.note_default(node, node.orelse if isinstance(node, ast.IfExp) else node.values[-1])
 
@@ -12208,34 +12212,31 @@ class Facts:
             self.add("value_made_up", node, text_of(node))
 
     def note_call(self, node: ast.Call) -> None:
-        word, given = word_of(node.func), {it.arg: it.value for it in node.keywords}
+        word, given = word_of(node.func), {str(it.arg): it.value for it in node.keywords}
         given |= {str(position): value for position, value in enumerate(node.args)}
         if self.uses(node.func, REACHING_CALLS) or word == "secret":
             second = "1" if word not in ("load", "sql") else "2"
             where = [value for name, value in given.items() if name in ("0", second, *NAMING)]
-            plain = all(map(self.is_plain, where))
-            reads = plain and re.search(READS_SQL, "".join(map(self.meaning, where)))
-            if word == "load" or (word == "sql" and not reads):
+            plain, meanings = all(map(self.is_plain, where)), [*map(self.meaning, where)]
+            if word == "load" or (word == "sql" and not (plain and re.search(READS_SQL, "".join(meanings)))):
                 texts = (f"{name}={self.meaning(it)}" for name, it in given.items() if name not in ("1", "data"))
                 self.add("load", node, f"{self.condition()}{'; '.join(texts)}")
             kind = "secret" if word == "secret" else "place"
-            self.add(kind if plain else "unreadable", node, f"{word} {'; '.join(map(self.meaning, where))}", True)
+            self.add(kind if plain else "unreadable", node, f"{word} {'; '.join(meanings)}")
         elif word in ("get", "pop", "setdefault", "fillna") and node.args[word != "fillna" :]:
             self.note_default(node, node.args[-1])
         elif word == "suppress" or "return_exceptions" in given:
             self.add("except_wider", node, text_of(node))
         for option, value in given.items():
-            risk = OPTION_RISKS.get(str(option), option) if word == "pipeline" else None
-            if re.fullmatch(LIMITS, str(option)):
+            risk = OPTION_RISKS.get(option, option) if word == "pipeline" else None
+            if re.fullmatch(LIMITS, option):
                 self.add(f"limit {word} {option}", node, self.meaning(value))
-            elif risk is not None or (option is None and word in ("pipeline", *REACHING_CALLS)):
+            elif risk is not None or (option == "None" and word in REACHING_CALLS):
                 self.add(risk if risk in RISKS else "unreadable", node, f"{option}={self.meaning(value)}")
 
     def note_functiondef(self, node: Any) -> None:
-        for part in (it for it in node.decorator_list if word_of(getattr(it, "func", it)) == "pipeline"):
-            names = [it.value for it in getattr(part, "keywords", ()) if it.arg == "name"]
-            name = self.meaning(names[0]) if names else repr(node.name)
-            self.add("pipeline", node, f"{name} {face_of(node).replace(node.name, '', 1)}", everywhere=True)
+        if any(word_of(getattr(it, "func", it)) == "pipeline" for it in node.decorator_list):
+            self.add("pipeline", node, face_of(node))
         if node.name in ("__exit__", "__aexit__"):
             self.add("except_wider", node, text_of(node))
 
@@ -12247,14 +12248,11 @@ class Facts:
 
     def note_try(self, node: Any) -> None:
         inside = [it for part in node.body for it in ast.walk(part) if isinstance(it, ast.stmt)]
-        leaving = (it for part in node.finalbody for it in ast.walk(part) if isinstance(it, (ast.Return, ast.Break)))
         for handler in node.handlers:
             for kind in getattr(handler.type, "elts", [handler.type]):
                 text = f"{kind and text_of(kind)}: {[*map(text_of, handler.body)]}"
                 for _ in inside:  # with more statements, more failures pass
                     self.add("except_wider", handler, text)
-        for leave in leaving:
-            self.add("except_wider", leave, text_of(leave))
 
     note_trystar = note_try
 
@@ -12262,7 +12260,7 @@ class Facts:
         for alias in node.names:
             top = (getattr(node, "module", None) or alias.name).split(".")[0]
             if not getattr(node, "level", 0) and top not in self.inner:
-                self.add("dependency", node, top, everywhere=True)
+                self.add("dependency", node, top)
             elif alias.asname and (top == "tau" or top not in INNER_MODULES):
                 self.add("unreadable", node, text_of(node))
 
@@ -12275,7 +12273,7 @@ class Facts:
             return  # a docstring is no value
         tables = re.findall(TABLE_IN_SQL, value) if re.match(rf"{WRITES_SQL}|\s*select\b", value) else ()
         for place in {*re.findall(PLACE_IN_TEXT, value), *tables} - {"data"}:
-            self.add("place", node, place, everywhere=True)
+            self.add("place", node, place)
         if re.match(WRITES_SQL, value):
             self.add("load", node, self.condition() + repr(value))
 
@@ -12290,10 +12288,10 @@ class Facts:
         text = ""
         for outer, inner in itertools.pairwise(self.around):
             if not isinstance(outer, (ast.With, ast.AsyncWith)):
-                branches = (
+                branch = next(
                     name for name, value in ast.iter_fields(outer) if isinstance(value, list) and inner in value
                 )
-                text += f"{type(outer).__name__} {head_of(outer)} {next(branches)}: "
+                text += f"{type(outer).__name__} {head_of(outer)} {branch}: "
         return text
 
     def is_plain(self, node: ast.AST, deep: bool = True) -> bool:
@@ -12318,19 +12316,13 @@ class Facts:
             bare = {*bare_names(node)} if decisive else set()
             for name in known_once(node, "words", lambda node: [*dict.fromkeys(map(word_of, ast.walk(node)))]):
                 values = self.names.get(name, []) if name not in seen else []
-                is_code = any(type(value).__name__ in (*FUNCTIONS, "Lambda") for value in values)
-                if values and (
-                    not decisive or is_code or name in bare or all(self.is_plain(it, False) for it in values)
-                ):
+                decides = not decisive or name in bare or all(self.is_plain(it, False) for it in values)
+                if decides or any(map(is_code, values)):
                     seen.add(name)
                     nodes += values[:NAMES_READ_MAX]
-                    texts += [
-                        f"{name} = {text_of(it) if len(text_of(it)) < 500 else fingerprint(text_of(it))}"
-                        for it in values
-                    ]
+                    texts += [f"{name} = {shortened(text_of(it))}" for it in values]
             if len(nodes) > NAMES_READ_MAX:  # any change is one of it
-                texts += [self.whole]
-                break
+                return "; ".join([*texts, self.whole])
         return "; ".join(texts)
 
 
@@ -12348,6 +12340,14 @@ def known_once(node: ast.AST, about: str, make: Callable[[Any], Any]) -> Any:
 
 def text_of(node: ast.AST) -> str:
     return str(known_once(node, "text", ast.unparse))
+
+
+def shortened(text: str) -> str:
+    return text if len(text) < 1_000 else text[:500] + fingerprint(text)
+
+
+def is_code(node: Any) -> bool:
+    return type(node).__name__ in (*FUNCTIONS, "Lambda")
 
 
 def face_of(node: Any) -> str:
@@ -12376,24 +12376,26 @@ def bare_names(node: ast.AST) -> Iterator[str]:
 def find_risks(before: Sources, now: Sources) -> list[Json]:
     """Returns what is dangerous about a change of source, each with its line: in *before* if it is gone."""
     old, new = Facts(before), Facts(now)
-    groups: dict[tuple[str, str], tuple[list[Any], list[Any]]] = {}
-    for side, (mine, other) in enumerate(((old, new), (new, old))):
-        for (kind, where, text), places in mine.places.items():
-            known = len(other.places.get((kind, where, text), ()))
-            fresh = places[known:] if kind not in ("place", "secret", "dependency") or not known else ()
-            groups.setdefault((kind, where), ([], []))[side].extend((text, place) for place in fresh)
-    risky: dict[tuple[str, str, int], str] = {}
+    groups: dict[tuple[str, str], list[list[Any]]] = {}
+    for fact in old.places | new.places:
+        gone, come = (facts.places.get(fact, []) for facts in (old, new))
+        if not (fact[0] in EVERYWHERE and gone and come):
+            sides = groups.setdefault(fact[:2], [[], []])
+            sides[0] += [(place, fact[2]) for place in gone[len(come) :]]
+            sides[1] += [(place, fact[2]) for place in come[len(gone) :]]
+    risky: dict[tuple[str, int, str], str] = {}
     for (kind, _), sides in groups.items():
-        for gone, come in itertools.zip_longest(*sides):
-            if risk := risk_of(kind, gone and gone[0], come and come[0]):
-                file, line = (come or gone)[1]
+        for gone, come in itertools.zip_longest(*map(sorted, sides)):
+            if risk := risk_of(kind, gone and gone[1], come and come[1]):
+                file, line = (come or gone)[0]
                 lines = (now if come else before)[file].decode("utf-8", "replace").splitlines()[line - 1 : line]
-                risky[risk, file, line] = f"{RISKS[risk]}: {cut_text(''.join(lines).strip(), 120) or file}"
-    for name in sorted(old.checks | old.loads):
+                risky[file, line, risk] = f"{RISKS[risk]}: {cut_text(''.join(lines).strip(), 120) or file}"
+    for name in old.checks | old.loads:
         if len(values := new.names.get(name, [])) > len(old.names.get(name, ())):
-            risky["unreadable", "", values[-1].lineno] = f"{RISKS['unreadable']}: `{name}` has another meaning"
-    rows = sorted(risky.items(), key=lambda row: row[0][1:])
-    return [dict(zip(("risk", "file", "line", "what"), (*about, what), strict=True)) for about, what in rows]
+            risky["", values[-1].lineno, "unreadable"] = f"{RISKS['unreadable']}: `{name}` has another meaning"
+    return [
+        {"risk": risk, "file": file, "line": line, "what": what} for (file, line, risk), what in sorted(risky.items())
+    ]
 
 
 def risk_of(kind: str, gone: str | None, come: str | None) -> str | None:
@@ -12475,16 +12477,13 @@ def written_by(steps: list[Json]) -> tuple[int, dict[tuple[str, str], Json]]:
 
 
 def check_deviations(before: list[Json], now: list[Json]) -> Iterator[tuple[str, str]]:
-    (old, strict, failing), (new, strict_now, failing_now) = (
-        (
-            {row["name"] for row in rows},
-            {row["name"] for row in rows if row["severity"] == "error"},
-            {row["name"] for row in rows if not row["passed"]},
-        )
-        for rows in (before, now)
-    )
-    yield from (("checks", name) for name in sorted((old - new) | (failing_now - failing)))
-    yield from (("check_warns", name) for name in sorted(strict & new - strict_now))
+    def names(checks: list[Json], **wanted: Any) -> set[str]:
+        return {row["name"] for row in checks if wanted.items() <= row.items()}
+
+    failing = names(now, passed=False) - names(before, passed=False)
+    yield from (("checks", name) for name in sorted((names(before) - names(now)) | failing))
+    weaker = (names(before, severity="error") & names(now)) - names(now, severity="error")
+    yield from (("check_warns", name) for name in sorted(weaker))
 
 
 # --- 30. Scheduler ------------------------------------------------------------------------

@@ -205,6 +205,7 @@ def test_no_source_breaks_the_judge(depth: int) -> None:
     assert all(risk["risk"] in module.RISKS for risk in risks({"a.py": BASE}, {"a.py": BASE + deep}))
     assert risks({"a.py": BASE}, {"a.py": "\0"})
     risks({"a.py": ""}, {"a.py": "a = b\nb = a\ndef f(): return f()\n" * 300})
+    assert risks({"a.py": BASE}, {"a.py": BASE + "\n\ndef count():\n    global TABLE\n    TABLE = 1\n"})
     many = "".join(f"a{number} = a{number - 1}\nopen(a{number})\n" for number in range(1, 2_000))
     assert risks({"a.py": many}, {"a.py": many + "print(1)\n"})
 
