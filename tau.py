@@ -5892,7 +5892,6 @@ async def deploy(
     try:
         if proof is not None:
             await proof.judge()
-            await deployment.like(call, proof.name, proof.run_id)
             expect = proof.live if expect is None else expect
         built = await deployment.prepare(call.emit if follow else None)
         pipelines = await deployment.load(name)
@@ -5900,8 +5899,7 @@ async def deploy(
             pipelines = [row | {"schedule": None, "every": None, "after": [], "retries": 0} for row in pipelines]
         if len(pipelines) > 1 and (schedule, expect) != (None, None):
             raise BadRequest("there are several pipelines: which one is meant?", "add --name NAME")
-        digest = digest_of(deployment.sources)
-        others = await call.beside(lambda call: deployment.compare(call, pipelines, digest))
+        others = await call.beside(lambda call: deployment.compare(call, pipelines))
         if not take_over and (previously := others["previously"]):
             hint = shell_line("tau", "deploy", *pipelines[0]["origin"], "--take-over")
             raise Conflict(f"deployed from another file: {spoken(previously)}", hint, previously=previously)
@@ -5913,8 +5911,8 @@ async def deploy(
             if dry_run:
                 daemon.agenda.check(pipelines, call.caller, schedule, expect)
                 return []
-            deployed = daemon.agenda.deploy(pipelines, digest, call.caller, call.actor, schedule, expect)
-            daemon.store.add_sources(digest, deployment.sources)
+            deployed = daemon.agenda.deploy(pipelines, deployment.digest, call.caller, call.actor, schedule, expect)
+            daemon.store.add_sources(deployment.digest, deployment.sources)
             daemon.store.add_proof(deployed, proven, probation)
             return deployed
 
@@ -5923,7 +5921,7 @@ async def deploy(
             row["next_at"] = call.ask.schedule(row["name"])["next_at"]
         if dry_run:
             preview = deployment.preview
-            deployed = await call.beside(lambda call: [preview(call, row, digest, schedule) for row in pipelines])
+            deployed = await call.beside(lambda call: [preview(call, row, schedule) for row in pipelines])
     except Conflict as problem:
         if expect and (live := problem.detail.get("live")):
             with contextlib.suppress(NotFound):  # what was expected never was, or was deleted
@@ -6012,10 +6010,8 @@ def preview_pipeline(call: Call, row: Json) -> Json:
 
 def timing(row: Json, agenda: Agenda) -> tuple[Times | None, Zone]:
     """Returns the times of a schedule (None: it is never due) and its time zone."""
-    options = row["options"]
     try:
-        zone = agenda.zone(options["timezone"] or agenda.timezone)
-        return times_of(options, instant_of(row["anchor_at"]), zone, agenda.cron_times), zone
+        return agenda.timing(row["options"], instant_of(row["anchor_at"]))
     except BadRequest:  # then it is held as invalid
         return None, Zone("UTC")
 
@@ -6185,7 +6181,7 @@ async def peek_(
     else:
         place_of(call, place)  # which is not relative
     check_peek(call, place, resource, job.get("directory", ""))
-    outcome = await daemon.runner.load(os.devnull, "peek", job, call.actor)
+    outcome = (await daemon.runner.load(os.devnull, "peek", job, call.actor)).outcome
     if (error := outcome.error) is None:
         return without_none(fit("peek", outcome.result, Mask(), "peek"))
     if error["kind"] in ("timeout", "died", "lost") or error["type"] == "MemoryError":
@@ -6332,9 +6328,10 @@ async def try_(
     try:
         if like is not None:
             proof = Proof(call, deployment, like, allow or [])
+            name = proof.name
             await proof.judge()
-            name, like = proof.name, proof.run_id
-        await deployment.like(call, name, like)
+        else:
+            await deployment.like(call, name, None)
         await deployment.prepare(None)
         pipelines = await deployment.load(name)
         if len(pipelines) > 1:
@@ -10940,7 +10937,7 @@ async def ask_agent(call: Call, asked: Json, healing: Json) -> Json:
         "environment": None,
     }
     job["timeout"] = healing["time_s"]
-    outcome = await call.daemon.runner.load(os.devnull, "agent", job, call.actor)
+    outcome = (await call.daemon.runner.load(os.devnull, "agent", job, call.actor)).outcome
     if outcome.error is not None:
         raise BadRequest(f"the agent gave no answer: {outcome.error['message']}", "answer as the rules say")
     answer = read_answer(demand({"type": "string"}, outcome.result, "the answer"), asked)
@@ -11626,6 +11623,7 @@ class Deployment:
     def __init__(self, call: Call, files: list[Json], include: list[Json] | None, entry: str | None) -> None:
         self.daemon, self.caller = call.daemon, call.caller
         self.sources = read_sources([*files, *(include or [])])
+        self.digest = digest_of(self.sources)
         self.origin = origin_of(files, include or [], entry)
         self.entries = find_entries(self.sources, [file["path"] for file in files], entry)
         self.secrets = dict(itertools.islice(secrets_asked(self.sources).items(), SECRETS_MAX))
@@ -11690,38 +11688,34 @@ class Deployment:
 
         *given* are other values of the job.  Who deploys the file, judges its risks before.
         """
-        job, entry = {**self.trial, "kind": "rehearse"}, pipeline["entry"]
+        entry, limit = pipeline["entry"], pipeline["timeout"] or self.trial["timeout"]
+        job = {**self.trial, "kind": "rehearse", "timeout": limit, "environment": self.venvs.get(entry)}
         job |= {"pipeline": pipeline["name"], "function": pipeline["function"], "memory_bytes": pipeline["memory"]}
-        job["timeout"] = pipeline["timeout"] or job["timeout"]
-        job |= {"environment": self.venvs.get(entry), "files": [*self.sources], **(given or {})}
-        load = self.daemon.runner.load
+        job |= {"files": [*self.sources], **(given or {})}
         done: list[Json] = []
         for _ in range(times):
             for _ in range(CLASHES_MAX):  # another transaction may change the same row of a PostgreSQL
-                outcome = await load(self.folder, entry, job, self.caller.name)
-                if outcome.error is None or "could not serialize access" not in outcome.error["message"]:
+                process = await self.daemon.runner.load(self.folder, entry, job, self.caller.name)
+                if "could not serialize access" not in (process.outcome.error or {"message": ""})["message"]:
                     break
-            done.append(rehearsal_document(outcome))
-        answer = done[-1] | {"memos": "not used"}
+            done.append(rehearsal_document(process))
+        signs = [[one["status"], [omit(effect, ("against",)) for effect in one["effects"]]] for one in done]
+        answer = {"like": self.trial["like"], **done[-1], "memos": "not used"}
         if pipeline["executor"]:
             answer["unobserved"].append(f"executor {pipeline['executor']}: this was done on the daemon's machine")
-        signs = [
-            encode_json([one["status"], [omit(effect, ("against",)) for effect in one["effects"]]]) for one in done
-        ]
-        for effect in answer["effects"]:
-            del effect["digest"]
-        return {"like": self.trial.get("like"), **answer} | (
-            {"agree": signs.count(signs[0]) == times} if times > 1 else {}
-        )
+        if times > 1:
+            answer["agree"] = all(sign == signs[0] for sign in signs)
+        answer["effects"] = [omit(effect, ("digest",)) for effect in answer["effects"]]
+        return answer
 
-    def compare(self, call: Call, pipelines: list[Json], digest: str) -> Json:
+    def compare(self, call: Call, pipelines: list[Json]) -> Json:
         """Returns the live pipelines that these files no longer have, and where those that they replace came from."""
         names, gone, previously = {row["name"] for row in pipelines}, [], {}
         columns = "pipeline, function, entry, sha256, json_extract(options, '$.origin[0]') AS origin"
         for row in call.ask.rows(f"SELECT {columns} FROM live WHERE origin IS NOT NULL") if self.origin else ():
             name, old, new = row["pipeline"], row["origin"], self.origin[0]
             looked = row["entry"] in self.entries or row["entry"] not in self.sources
-            if name in names and os.path.commonpath((old, new)) not in (old, new) and row["sha256"] != digest:
+            if name in names and os.path.commonpath((old, new)) not in (old, new) and row["sha256"] != self.digest:
                 previously[name] = old
             elif old == new and looked and name not in names and row["function"] not in self.functions:
                 gone.append(name)
@@ -11729,9 +11723,9 @@ class Deployment:
         commands = [shell_line("tau", "undeploy", name) for name in gone]
         return {"previously": previously, "no_longer_in_file": gone, "next": commands}
 
-    def preview(self, call: Call, pipeline: Json, digest: str, cron: str | None) -> Json:
+    def preview(self, call: Call, pipeline: Json, cron: str | None) -> Json:
         """Returns what the deployment of a pipeline would change."""
-        version, last = call.ask.next_version(pipeline, digest)
+        version, last = call.ask.next_version(pipeline, self.digest)
         scheduled = call.ask.row("SELECT command, options FROM schedules WHERE pipeline = ?", pipeline["name"])
         command, before = scheduled.values() if scheduled else ({}, SCHEDULE_OPTIONS)
         after = schedule_options(pipeline, command if cron is None else retimed(command, {"cron": cron}))
@@ -11762,7 +11756,7 @@ class Deployment:
         job |= {"environment": self.venvs.get(entry), "pipeline": where, "files": [*self.sources]}
         if self.trial:
             job["rehearsal"] = self.trial["rehearsal"] | {"data": os.path.join(self.folder, "data")}
-        outcome = await self.daemon.runner.load(self.folder, entry, job, self.caller.name)
+        outcome = (await self.daemon.runner.load(self.folder, entry, job, self.caller.name)).outcome
         if outcome.error is not None:
             raise load_error(entry, outcome.error)
         try:
@@ -11799,10 +11793,9 @@ def rehearsal_of(call: Call, name: str | None, like: str | None) -> Json:
     return job | {"rehearsal": about, "run_id": like or LOCAL_RUN, "attempt": 1, "like": like}
 
 
-def rehearsal_document(outcome: Outcome) -> Json:
+def rehearsal_document(process: Process) -> Json:
     """Returns how a rehearsal went."""
-    process, status, error = outcome.process, outcome.status, outcome.error
-    assert process is not None
+    status, error, told = process.outcome.status, process.outcome.error, process.effects
     if error is not None:
         copies = os.path.join(process.directory, "now")
         error |= {key: error[key].replace(copies, "") for key in ("message", "hint") if error[key]}
@@ -11812,27 +11805,22 @@ def rehearsal_document(outcome: Outcome) -> Json:
             steps[record["step"]] = {**NEW_STEP, **record}
         elif record["t"] == "done" and record["step"] in steps:
             steps[record["step"]] |= record
-    began, ended = (
-        record["mono"] if record else None for record in (process.start, process.last_record or process.ended)
-    )
+    began, ended = process.start, process.last_record or process.ended
     return {
         "status": status if status in ("success", "timed_out") else "failed",
         "error": error,
-        "duration_ms": round((ended - began) * 1000, 3) if began and ended else None,
-        "effects": process.effects.get("effects", []),
+        "duration_ms": round((ended["mono"] - began["mono"]) * 1000, 3) if began and ended else None,
+        "effects": told.get("effects", []),
         "checks": [pick(record, "name", "step") | record["data"] for record in process.kept if record["t"] == "check"],
         "steps": [omit(step, ("t", "n", "at", "finished_n")) for step in steps.values()],
-        "unobserved": process.effects.get("unobserved", ["what has changed: the rehearsal did not reach its end"]),
-        "refused": process.effects.get("refused", []),
+        "unobserved": told.get("unobserved", ["what has changed: the rehearsal did not reach its end"]),
+        "refused": told.get("refused", []),
     }
 
 
 def read_sources(files: list[Json]) -> Sources:
     """Returns files by path; raises BadRequest or LoadFailed if they cannot be deployed."""
     sources: Sources = {}
-    size = f"more than {DEPLOYMENT_BYTES_MAX:,} bytes or {DEPLOYMENT_FILES_MAX:,} files"
-    if len(files) > DEPLOYMENT_FILES_MAX:
-        raise LoadFailed(size, KEEP_SMALL, kind="load")
     check_paths([file.get("path") for file in files])
     for file in files:
         path: str = file["path"]
@@ -11844,7 +11832,8 @@ def read_sources(files: list[Json]) -> Sources:
             raise BadRequest(f"two files would be '{path}'", "rename one, or lay both out in one folder")
         if path.endswith(".py"):
             check_source(path, content)
-    if sum(map(len, sources.values())) > DEPLOYMENT_BYTES_MAX:
+    if len(files) > DEPLOYMENT_FILES_MAX or sum(map(len, sources.values())) > DEPLOYMENT_BYTES_MAX:
+        size = f"more than {DEPLOYMENT_BYTES_MAX:,} bytes or {DEPLOYMENT_FILES_MAX:,} files"
         raise LoadFailed(size, KEEP_SMALL, kind="load")
     return sources
 
@@ -11994,11 +11983,12 @@ class Proof:
             raise BadRequest(f"there is no risk '{wrong}'", did_you_mean(wrong, RISKS, ", ".join(RISKS)))
 
     async def judge(self) -> None:
-        """Compares the source with that of the live version.  Raises Unproven before anything of it is built or run."""
+        """Compares the source with that of the live version, before anything of it is built, or runs like the run."""
         version = self.call.ask.row(LAST_VERSION, self.name) or NO_VERSION
         self.live = version["version"] if version["deployed"] else 0
         sources = self.deployment.sources
         self.add(await self.call.beside(lambda call: find_risks(visible_sources(call, version["sha256"]), sources)))
+        await self.deployment.like(self.call, self.name, self.run_id)
 
     async def rehearse(self, pipelines: list[Json]) -> Json:
         """Rehearses the pipeline and compares its effects with the last success; returns the proof, in numbers."""
@@ -12454,7 +12444,7 @@ def written_deviations(seen: Json, before: list[Json], now: list[Json]) -> Itera
         for change in differences(was, told) if was else ():
             risk = change["what"] if change["what"] in RISKS else "columns"
             yield risk, f"{text}: {difference_text([change])}"
-        for column in told.get("blank", ()):
+        for column in told["blank"]:
             if was and column in was["columns"] and column not in was.get("blank", ()):
                 yield "blank", f"{text}: {column}"
 
@@ -12469,10 +12459,9 @@ def written_by(steps: list[Json]) -> tuple[int, dict[tuple[str, str], Json]]:
         targets = [(place, resource) for how, place, resource in uses if how == "writes"]
         read += rows if not targets and any(place for _, place, _ in uses) else 0
         for target in targets:
-            shape = baseline({}, [{"columns": {}, "nulls": {}, "blank": [], **without_empty(step), "rows": rows}])
-            rows += written.get(target, {"rows": 0})["rows"]
-            written[target] = shape.get(step["path"], {"columns": {}, "nulls": {}, "blank": []})
-            written[target] |= {"path": step["path"], "rows": rows}
+            rows_before = written.get(target, {"rows": 0})["rows"]
+            seen = {"columns": {}, "nulls": {}, "blank": [], **without_empty(step)}
+            written[target] = seen | {"rows": rows_before + rows}
     return read, written
 
 
@@ -12658,18 +12647,9 @@ RECORDS_MAX |= {"drift": DRIFTS_MAX, "sample": 2 * SAMPLED_STEPS}
 SWEEP_S = 3600.0
 
 
-class Outcome:
-    """How an attempt ended: all that the runner tells the rest of Tau."""
-
-    __slots__ = ("error", "process", "result", "retry", "state", "status")
-
-    def __init__(
-        self, status: str, result: Any, error: Json | None, state: Json | None = None, retry: bool | None = None
-    ) -> None:
-        self.status, self.result, self.error = status, result, error
-        self.state = state  # the state for the next run, if the attempt changed it
-        self.retry = retry  # whether retry_on names its exception; False if it is never to be retried
-        self.process: Process | None = None  # of what is no run
+#: How an attempt ended: all that the runner tells the rest of Tau.  `state` is for the next run, if the attempt changed
+#: it; `retry` says whether retry_on names its exception, and is False if it is never to be retried.
+Outcome = collections.namedtuple("Outcome", ("status", "result", "error", "state", "retry"), defaults=(None, None))
 
 
 def verdict(
@@ -12707,11 +12687,15 @@ def end_verdict(ended: Json, start: Json) -> Outcome:
     For a run on another machine, *ended* may be the end record of the command that leads there.
     Then the run is lost if it had begun there, if the command was killed, or if the connection failed.
     """
-    words = death_words(ended)
+    number = ended["signal"]
+    words = f"exited with code {ended['exit_code']} without returning a result"
+    if number:
+        words = "killed by " + next((known.name for known in signal.Signals if known == number), f"signal {number}")
+    words = ended.get("reason") or words
     if start.get("executor") and "host" not in ended:
         name, said = start["executor"], f": {start['said']}" if "said" in start else ""
-        how = ("was " if ended["signal"] else "") + words.removesuffix(" without returning a result")
-        if start.get("remote") or ended["signal"] or ended["exit_code"] == CONNECTION_FAILED:
+        how = ("was " if number else "") + words.removesuffix(" without returning a result")
+        if start.get("remote") or number or ended["exit_code"] == CONNECTION_FAILED:
             message = f"the connection to executor '{name}' was lost; its command {how}{said}"
             return Outcome("lost", None, bare_error("lost", "ConnectionLost", message))
         words = f"the command of executor '{name}' {how} before the run began there{said}"
@@ -12728,14 +12712,6 @@ STOPPED = {
 }
 
 
-def death_words(ended: Json) -> str:
-    if reason := ended.get("reason"):
-        return str(reason)
-    if number := ended["signal"]:
-        return "killed by " + next((known.name for known in signal.Signals if known == number), f"signal {number}")
-    return f"exited with code {ended['exit_code']} without returning a result"
-
-
 class Process:
     """One isolated process as its journal tells it: a run's attempt, or the loading of a deployed file."""
 
@@ -12743,6 +12719,7 @@ class Process:
         self.path, self.stem, self.run_id, self.attempt = os.path.join(folder, stem), stem, run_id, attempt
         self.mask = Mask()  # hides the secrets that its processes have read, in all that is stored of it
         self.room: Room  # what its namespace gives it
+        self.outcome: Outcome  # how it ended, once `closed` is set
         self.scope = "operate"  # what it may do on the daemon's socket
         self.server = server  # identity of the fork server it was given to
         self.leader: Json | None = None  # its identity, as the fork server told it
@@ -12763,7 +12740,6 @@ class Process:
         self.lock = asyncio.Lock()  # held for reading and storing, which keeps the order
         self.closed = asyncio.Event()  # set once its outcome is stored
         self.fault: list[bytes] = []  # what faulthandler has written
-        self.outcome: Outcome | None = None
         self.orphaned_at = 0.0
         self.timeout_s: float | None = None  # its time limit, counted from its start
         self.memos: dict[str, bytes] = {}  # memos of a run on another machine that are not saved yet
@@ -13139,8 +13115,8 @@ class Runner:
         process.ended = {"exit_code": None, "signal": None, "reason": reason}
         await self.finish(process)
 
-    async def load(self, folder: str, entry: str, job: Json, actor: str) -> Outcome:
-        """Loads a deployed file in an isolated process, within load_timeout_s, when it is the actor's turn."""
+    async def load(self, folder: str, entry: str, job: Json, actor: str) -> Process:
+        """Loads a deployed file in an isolated process, when it is the actor's turn; returns the process at its end."""
         loading = self.spawn(self.load_now(folder, entry, job, actor))
         try:
             return await asyncio.shield(loading)
@@ -13148,7 +13124,7 @@ class Runner:
             loading.cancel()
             raise
 
-    async def load_now(self, folder: str, entry: str, job: Json, actor: str) -> Outcome:
+    async def load_now(self, folder: str, entry: str, job: Json, actor: str) -> Process:
         """If the fork server dies meanwhile, the next one tries again: the file is not to blame."""
         turns = self.turns[job["kind"]]
         async with turns.each[actor], turns.all:
@@ -13172,10 +13148,8 @@ class Runner:
                     raise
                 finally:
                     await asyncio.to_thread(remove_tree, directory)
-                assert process.outcome is not None
-                process.outcome.process = process
                 if process.outcome.status == "success" or process.server == self.starter.server:
-                    return process.outcome
+                    return process
 
     # What the fork server says.
 
@@ -13235,12 +13209,11 @@ class Runner:
                 job = await self.store.write(rename, process.run_id, process.attempt, self.starter.server)
                 if job is not None:
                     process.closed.set()
-            if job is not None:
-                self.live.pop(process.stem, None)
-                successor = self.dispatch(job)
-                if process.stopping is not None:
-                    await self.terminate(successor, process.stopping)
-                return
+                    self.live.pop(process.stem, None)
+                    successor = self.dispatch(job)
+                    if process.stopping is not None:
+                        self.spawn(self.terminate(successor, process.stopping))
+                    return
         await self.fail(process, "it could not be started")
 
     async def watch(self) -> None:
@@ -13340,7 +13313,7 @@ class Runner:
             for suffix in (".journal", ".stdout", ".stderr", ".end", ".upstream"):
                 remove_tree(process.path + suffix)
             if process.run_id is not None and os.path.lexists(memos := self.memos(process.run_id)):
-                if process.outcome and process.outcome.status == "success":
+                if process.outcome.status == "success":
                     await asyncio.to_thread(remove_tree, memos)
                 elif process.mask.names:
                     await asyncio.to_thread(remove_unmasked, memos, process.mask)
@@ -13644,7 +13617,7 @@ class Agenda:
         """Returns why a pipeline cannot run by itself with these options, None if it can or is not to."""
         options = schedule_options(live, command)
         try:
-            times = times_of(options, self.now(), self.zone(options["timezone"] or self.timezone))
+            times, _ = self.timing(options, self.now())
         except BadRequest as problem:
             return problem
         wrong = mismatch(live["params"], options["params"], "params") if times or live.get("after") else None
@@ -13723,11 +13696,14 @@ class Agenda:
         due_at = rfc3339(tick[0] + delay_of(row["pipeline"], row["options"]["jitter_s"]))
         return {"next_at": rfc3339(tick[0]), "due_at": due_at if row["held"] is None else None}
 
+    def timing(self, options: Json, anchor: int) -> tuple[Times | None, Zone]:
+        """Returns when a schedule with these options is due, None if never, and its zone."""
+        zone = self.zone(options["timezone"] or self.timezone)
+        return times_of(options, anchor, zone, self.cron_times), zone
+
     def times(self, row: Json) -> Times | None:
-        options = row["options"]
         try:
-            zone = self.zone(options["timezone"] or self.timezone)
-            return times_of(options, instant_of(row["anchor_at"]), zone, self.cron_times)
+            return self.timing(row["options"], instant_of(row["anchor_at"]))[0]
         except BadRequest as problem:  # it was right when it was set: the system has lost its time zone, say
             self.store.event("schedule.broken", row["pipeline"], None, {"message": str(problem)})
             return None
@@ -13887,7 +13863,8 @@ class Agenda:
 
     def last_success(self, name: str) -> str | None:
         last = "SELECT finished_at FROM runs WHERE pipeline = ? AND status = 'success' ORDER BY run_id DESC LIMIT 1"
-        return next(iter(self.sql.values(last, name)), None)
+        time: str | None = self.sql.value(last, name)
+        return time
 
     def report_overdue(self, now: int) -> None:
         """Records which pipelines should have succeeded by now, each once until it succeeds."""
