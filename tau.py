@@ -11906,13 +11906,9 @@ def compare_deployed(before: Json, now: Json) -> Json:
 
     def declared(version: Json) -> Json:
         # An older Tau knew fewer options.  A file that has moved makes no new version.
-        options = (
-            now["options"]
-            | version["options"]
-            | {"entry": version["entry"]}
-            | dict.fromkeys(("origin", "params", "imports"))
-        )
-        params = version["options"]["params"].get("properties", {})
+        options = now["options"] | version["options"] | {"entry": version["entry"]}
+        params = options["params"].get("properties", {})
+        options = omit(options, ("origin", "params", "imports"))
         return {"options": options, "params": params, "secrets": version.get("secrets") or {}}
 
     old, new, code = declared(before), declared(now), compare_sources(before["sources"], now["sources"])
@@ -12136,13 +12132,10 @@ class Facts:
         """Returns these words, and the names of functions, classes and aliases behind which they are used."""
         names, more = {*words}, {*words}
         while more:
-            leading = (name for name, values in self.names.items() if any(self.leads(it, names) for it in values))
-            more = {*leading} - names
             names |= more
+            pairs = ((name, it) for name, values in self.names.items() for it in values)
+            more = {name for name, it in pairs if names & known_once(it, "aliases", self.aliases)} - names
         return names
-
-    def leads(self, node: Any, names: set[str]) -> bool:
-        return not known_once(node, "leads", self.aliases).isdisjoint(names)
 
     def aliases(self, node: Any) -> set[str]:
         """Returns what stands behind a value: the words of code, and of other values those that are not called."""
@@ -12996,13 +12989,12 @@ class Starter:
 
     def warmth(self, options: Json) -> Json:
         """Tells whether the runs of a version are warm, by its options; else why not."""
-        imports = options.get("imports") or {"modules": [], "cold": None}
-        is_off = options.get("warm") is False or not self.settings["warm_processes"]
-        why = "@pipeline(warm=False)" if options.get("warm") is False else imports["cold"]
+        imports, chosen = options.get("imports") or {"modules": [], "cold": None}, options.get("warm")
+        why = "@pipeline(warm=False)" if chosen is False else imports["cold"]
+        is_off = chosen is False or not self.settings["warm_processes"]
         state = "off" if is_off else "cold" if why else "none"
-        about = {"imports": imports["modules"], "environment": options.get("environment")}
-        about["forced"] = options.get("warm") is True
-        document = {**dict.fromkeys(("import_ms", "memory_bytes", "pid")), "state": state, "why": why, **about}
+        about = {"imports": imports["modules"], "environment": options.get("environment"), "forced": chosen is True}
+        document = {"import_ms": None, "memory_bytes": None, "pid": None, "state": state, "why": why, **about}
         for row in self.warm if state == "none" and imports["modules"] else ():
             document |= row if about.items() <= row.items() else {}
         return omit(document, ("environment", "forced"))
@@ -13076,20 +13068,16 @@ class Runner:
                 files = [*self.store.ask.sources(job["sha256"])]
                 job |= {"executor": way, "environment": None, "files": files}
             else:
-                self.note_circumstances(process, job["environment"])
+                process.circumstances, new = self.circumstances.of(job["environment"])
+                if new is not None:  # no other process had the same
+                    row = process.circumstances, new
+                    self.spawn(asyncio.wait_for(self.store.write(self.store.add_circumstances, *row), None))
             self.starter.send(job, process)
         except Exception as problem:  # even a bug must not leave it running for ever
             if not isinstance(problem, TauError):
                 self.tasks.failed("dispatch", problem)
             self.spawn(self.fail(process, str(problem)))
         return process
-
-    def note_circumstances(self, process: Process, environment: str | None) -> None:
-        """Saves the circumstances of a process, if no other had the same."""
-        process.circumstances, document = self.circumstances.of(environment)
-        if document is not None:
-            row = process.circumstances, document
-            self.spawn(asyncio.wait_for(self.store.write(self.store.add_circumstances, *row), None))
 
     def memos(self, run_id: str) -> str:
         return os.path.join(self.home, "memos", run_id)
@@ -13635,8 +13623,6 @@ class Agenda:
     def set_schedule(self, name: str, command: Json, enabled: bool | None, actor: str) -> bool:
         """Saves what the command line sets of a schedule; returns whether that changed anything."""
         live, now = self.sql.live_options(name), self.now()
-        if live is None and (command or not self.sql.is_known(name)):
-            raise self.store.sql.unknown(name)
         if live is not None and command and enabled is not False:
             if wrong := self.fault(name, live, command):
                 raise wrong
@@ -13877,26 +13863,22 @@ class Agenda:
     # Chains: which pipeline comes after which.
 
     def follow_chains(self, upstream: str, run_id: str) -> None:
-        """After a success, runs each downstream pipeline whose whole upstream has succeeded now."""
-        _, downstream = self.sql.chains(upstream)
-        for name in downstream:
+        """After a success, runs each downstream pipeline whose whole upstream has succeeded, unless it is paused."""
+        for name in self.sql.chains(upstream)[1]:
             self.sql.set("chains", {"pipeline": name, "comes_after": upstream}, run_id=run_id)
-            links, _ = self.sql.chains(name)
-            if all(link["run_id"] for link in links):
-                self.sql.set("chains", {"pipeline": name}, run_id=None)
-                self.run_after(name, {link["pipeline"]: link["run_id"] for link in links})
-
-    def run_after(self, name: str, upstream: dict[str, str]) -> None:
-        """Queues a run of a pipeline after these runs of its upstream, unless it is paused."""
-        data: Json = {"reason": "paused", "upstream": upstream}
-        if not self.sql.pause(name) and not self.sql.pause(""):
-            try:
-                params = self.sql.schedule(name)["options"]["params"]
-                self.store.add_run(name, params, None, "chain", "scheduler", upstream=upstream)
-                return
-            except TauError as refused:
-                data |= {"reason": refused.code, "message": str(refused)}
-        self.store.event("chain.skipped", name, None, data, "scheduler")
+            succeeded = {link["pipeline"]: link["run_id"] for link in self.sql.chains(name)[0]}
+            if not all(succeeded.values()):
+                continue
+            self.sql.set("chains", {"pipeline": name}, run_id=None)
+            data: Json = {"reason": "paused", "upstream": succeeded}
+            if not self.sql.pause(name) and not self.sql.pause(""):
+                try:
+                    params = self.sql.schedule(name)["options"]["params"]
+                    self.store.add_run(name, params, None, "chain", "scheduler", upstream=succeeded)
+                    continue
+                except TauError as refused:
+                    data |= {"reason": refused.code, "message": str(refused)}
+            self.store.event("chain.skipped", name, None, data, "scheduler")
 
     def save_chain(self, name: str, after: list[str]) -> None:
         """Makes a pipeline come after just these; their successes so far still count."""
