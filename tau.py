@@ -4731,7 +4731,7 @@ def change_file(path: str, edit: Callable[[str], str]) -> bool:
 
 
 # --- 12. Doctor ---------------------------------------------------------------------------
-# Owns `tau doctor`: its checks, and their remedies.  Calls Part I and Client.
+# Owns `tau doctor`: its checks, and their remedies.  Calls Part I, Terminal and Client.
 # Promises to change nothing except by its own pipeline, and to name a remedy for each trouble.
 
 CANARY_S = 30.0
@@ -4783,21 +4783,18 @@ class Patient:
 
     def __init__(self, client: Client) -> None:
         self.status, self.absent = attempt(lambda: client.call("status", {}))
-        self.home = self.status.get("home", client.home)
-        self.processes: list[Json] = self.status.get("processes", [])
+        self.home = self.place = self.status.get("home", client.home)
         self.config = self.status["config"] if self.status else find_config(None, self.home)
         self.settings, self.wrong = attempt(lambda: read_settings({}, self.config))
         self.database = database_path(self.settings.get("url", "sqlite:///tau.db"), self.home)
-        self.here = os.path.isdir(self.home)  # else it is on another machine, or not made yet
-        self.place = self.home  # what there is of its path
-        while not os.path.exists(self.place):
+        while not os.path.exists(self.place):  # what there is of its path: it is on another machine, or not made yet
             self.place = os.path.dirname(self.place)
 
     def look_at_home(self) -> Finding:
         home = self.home
-        if not self.here:
-            if not os.access(self.place, os.W_OK | os.X_OK):
-                return "fail", f"{home} cannot be made in {self.place}", "choose another: --home or TAU_HOME"
+        if not os.access(self.place, os.W_OK | os.X_OK):
+            return "fail", f"{self.place} cannot be written", "mount it writable, or choose another home: --home"
+        if self.place != home:
             return "warn", f"there is no {home} on this machine yet", "taud --detach makes it"
         about = os.stat(home)
         mode = stat.S_IMODE(about.st_mode)
@@ -4805,38 +4802,26 @@ class Patient:
             return "fail", f"{home} belongs to uid {about.st_uid}", "run as that user, or choose another --home"
         if mode & (0o027 if self.settings.get("group") else 0o077):
             return "fail", f"{home} has mode {mode:o}: others may enter", shell_line("chmod", "700", home)
-        if not os.access(home, os.W_OK | os.X_OK):
-            return "fail", f"{home} cannot be written", "mount it writable, or choose another --home"
         return f"{home}, mode {mode:o}"
 
     def look_at_disk(self) -> Finding:
         about = os.statvfs(self.place)
         free, files = about.f_bavail * about.f_frsize, about.f_favail
-        room = f"{free >> 20:,} MiB free on the disk of {self.place}"
-        remedy = "make room, or lower [retention] and run `tau prune`"
+        room, remedy = f"{size(free)} free on the disk of {self.place}", "make room, or lower [retention]: `tau prune`"
         if free < 100 << 20 or (about.f_files and files < 1000):
             return "fail", f"{room}, {files:,} files", remedy
         return ("warn", room, remedy) if free < 1 << 30 else room
 
-    def look_at_file_system(self) -> Finding:
-        kind = file_system(self.home)
-        if kind in NETWORKS:
-            return "warn", f"the home is on {kind}, where locks cannot be trusted", "keep the home on a local disk"
-        return kind or "not known on this system"
-
     def look_at_clock(self) -> Finding:
         """Checks that the clock shows a possible time, not before the newest event."""
-        now, remedy = time.time(), "set the clock, and let NTP keep it"
-        if now < CLOCK_MIN:
-            return "fail", f"it shows {rfc3339(now)}", remedy
-        try:
-            with contextlib.closing(read_only(self.database)) as db:
-                newest = db.execute("SELECT (SELECT at FROM events ORDER BY seq DESC LIMIT 1)").fetchone()[0]
-        except sqlite3.Error:
-            newest = None  # there is no store yet, or look_at_database() says what is wrong with it
-        if newest and newest > rfc3339(now + 60):
-            return "fail", f"it shows {rfc3339(now)}, but the newest event is of {newest}", remedy
-        return rfc3339(now)
+        now, latest = rfc3339(time.time()), rfc3339(CLOCK_MIN)
+        # There may be no store yet; look_at_database() says what is wrong with it.
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(read_only(self.database)) as db:
+            newest = db.execute("SELECT (SELECT at FROM events ORDER BY seq DESC LIMIT 1)").fetchone()[0]
+            latest = max(latest, newest or "")
+        if latest > rfc3339(time.time() + 60):
+            return "fail", f"it shows {now}, but {latest} has passed", "set the clock, and let NTP keep it"
+        return now
 
     def look_at_time_zones(self) -> Finding:
         count = len(zoneinfo.available_timezones())
@@ -4846,20 +4831,14 @@ class Patient:
 
     def look_at_croniter(self) -> Finding:
         metadata: Any = __import__("importlib.metadata", fromlist=["version"])
-        install = shell_line(sys.executable, "-m", "pip", "install", "croniter>=6,<8")
         try:
-            version = str(metadata.version("croniter"))
+            return f"croniter {metadata.version('croniter')}"
         except ImportError:
-            return "fail", "croniter is not installed", install
-        if not "6" <= version.partition(".")[0] < "8":
-            return "warn", f"croniter {version} is not tested", install
-        return f"croniter {version}"
-
-    def look_at_python(self) -> Finding:
-        python = f"Python {sys.version.split()[0]} on {sys.platform}"
-        if not hasattr(os, "pidfd_open"):
-            return "warn", f"{python} has no pidfd_open", "use Linux for production"
-        return python
+            return (
+                "fail",
+                "croniter is not installed",
+                shell_line(sys.executable, "-m", "pip", "install", "croniter>=6,<8"),
+            )
 
     def look_at_sqlite(self) -> Finding:
         """Checks for strict tables, and that no other process has the store open if commits can be lost."""
@@ -4882,16 +4861,15 @@ class Patient:
         if not os.path.exists(path):
             return f"there is no {path} yet"
         try:
-            with contextlib.closing(read_only(self.database)) as db:
-                schema = db.execute("PRAGMA user_version").fetchone()[0]
-                damage = find_damage(db)
+            with contextlib.closing(read_only(path)) as db:
+                schema, damage = db.execute("PRAGMA user_version").fetchone()[0], find_damage(db)
         except sqlite3.Error as problem:
             damage = str(problem)
         if damage is not None:
             return "fail", f"{path}: {damage}", "taud --restore FILE --replace puts a backup in its place"
         if schema > len(MIGRATIONS):
             return "fail", f"{path} was written by a newer Tau (schema {schema})", "use the newer Tau"
-        return f"{path}, {os.path.getsize(path) >> 20:,} MiB, schema {schema}"
+        return f"{path}, {size(os.path.getsize(path))}, schema {schema}"
 
     def look_at_socket(self) -> Finding:
         path = os.path.join(self.home, "tau.sock")
@@ -4906,8 +4884,7 @@ class Patient:
 
     def look_at_daemon(self) -> Finding:
         if absent := self.absent:
-            status = "warn" if isinstance(absent, Unavailable) else "fail"
-            return status, str(absent), absent.hint or "taud --detach"
+            return "warn" if isinstance(absent, Unavailable) else "fail", str(absent), absent.hint or "taud --detach"
         version, warnings = self.status["version"], self.status["warnings"]
         daemon = f"pid {self.status['pid']}, version {version}"
         if version != __version__:
@@ -4926,32 +4903,15 @@ class Patient:
         return "none has failed" if self.status else "no daemon, no tasks"
 
     def look_at_fork_server(self) -> Finding:
-        if not self.status:
-            return "no daemon, no fork server"
-        pid = next((process["pid"] for process in self.processes if process["role"] == "fork server"), None)
-        if self.here and (pid is None or process_started(pid) is None):
+        pid = next((row["pid"] for row in self.status.get("processes", ()) if row["role"] == "fork server"), None)
+        if self.status and self.place == self.home and (pid is None or process_started(pid) is None):
             return "fail", "it is dead", "taud starts another within a second; if not, see its log"
-        return f"pid {pid}"
-
-    def look_at_limits(self) -> Finding:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if hard != resource.RLIM_INFINITY and hard < 512:
-            return "warn", f"at most {hard} open files", "ulimit -n 4096, or LimitNOFILE= of the service"
-        return f"{soft} open files, at most {'any number' if hard == resource.RLIM_INFINITY else hard}"
+        return f"pid {pid}" if self.status else "no daemon, no fork server"
 
     def look_at_secrets(self) -> Finding:
         if missing := self.status.get("missing_secrets"):
             return "warn", f"missing: {', '.join(missing)}", shell_line("tau", "secret", "set", missing[0])
         return "none that deployed code asks for is missing"
-
-    def look_at_leftovers(self) -> Finding:
-        folder, old = os.path.join(self.home, "runs"), time.time() - 7200
-        names = names_below(folder)
-        live = {process.get("run_id") for process in self.processes}
-        others = (os.path.join(folder, name) for name in names if name.partition(".")[0] not in live)
-        if left := sum(os.lstat(path).st_mtime < old for path in others):
-            return "warn", f"{left} old journals in {folder}", "taud reads or removes them when it is started again"
-        return f"{len(names)} files of live runs"
 
 
 def attempt(question: Callable[[], Json]) -> tuple[Json, TauError | None]:
@@ -5006,22 +4966,15 @@ def try_canary(client: Client, where: str) -> list[Json]:
         try:
             answer = client.call(method, params | ({"run_id": run_id} if method in ("retry", "cancel") else {}))
             run_id = answer.get("run_id", "")
-            if wanted:
-                check_end(answer, wanted)
-            findings[deed] = f"{(time.monotonic() - began) * 1000:.0f} ms {where}"
+            if wanted and answer["status"] != wanted:
+                late = f"after {CANARY_S:g} s: are all slots taken?" if answer.get("waited") is False else ""
+                why = late or f"not {wanted}: {cell({'error': answer.get('error')}, 'what')}"
+                raise Conflict(f"the run is {answer['status']}, {why}")
+            findings[deed] = f"{duration((time.monotonic() - began) * 1000)} {where}"
         except TauError as problem:
             failed = True
             findings[deed] = "fail", str(problem), problem.hint or SEE_LOG
     return [check_row(f"canary: {deed}", finding) for deed, finding in findings.items()]
-
-
-def check_end(run: Json, wanted: str) -> None:
-    if run["status"] == wanted:
-        return
-    if run.get("waited") is False:
-        raise Conflict(f"the run is still {run['status']} after {CANARY_S:g} s: are all slots taken?")
-    why = "{type}: {message}".format_map(run.get("error") or {"type": "no error", "message": ""})
-    raise Conflict(f"it ended as {run['status']}, not {wanted}: {why}")
 
 
 # --- 13. Terminal -------------------------------------------------------------------------
