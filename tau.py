@@ -23,7 +23,7 @@ The file is laid out in the order a request travels.  Calls go down the page, or
     Part VI   the page            59 Page
 
 `tau run hello`, in one read:
-  main §9 reads the words with parser_of §10, made from the signature of `run` §15, and calls Client.call §14;
+  main §9 reads the words with read_line §10, made from the signature of `run` §15, and calls Client.call §14;
   the line reaches Connection §22, which checks it and calls the operation `run` §15;
   Store §37 makes the run durable and, in the same commit, Scheduler.admit §30 moves it to running;
   ForkServer §42 creates the journal (the permission to start) and forks;
@@ -148,8 +148,8 @@ if TYPE_CHECKING:
     import croniter  # type: ignore[import-untyped]
 
     Json = dict[str, Any]
-    #: For a command that `tau` does by itself: the options that name the daemon, the view, and its words as they are.
-    Desk = tuple[Json, "View", Json]
+    #: For a command that `tau` does by itself: the options that name the daemon.
+    Desk = Json
     #: peer → the function that drops it; the oldest peer is first.
     Peers = dict[Any, Callable[[], object]]
     #: Rows, some at a time.
@@ -3805,26 +3805,22 @@ def command(words: list[str]) -> int:
         raise BadRequest(f"TAU_OUTPUT is '{form}'", "TAU_OUTPUT=json, or TAU_OUTPUT=text")
     if not words and not sys.stdout.isatty():
         return print_glance()
-    name, options = read_line(words or ["--help"], parse_words)
-    chosen = SHELL_COMMANDS.get(name)
-    if chosen is None:
-        raise BadRequest(f"no command after {words[-1]}", "`tau --help` lists them")
-    view = View(words)
-    common = {option: options.pop(option, None) for option in COMMON}
-    asked = {name: common[f"--{name}"] for name in ("host", "env", "home", "namespace")}
+    name, options = read_line(words)
+    chosen = SHELL_COMMANDS[name]
     if chosen.name != "try":  # which may need no daemon: else the client refuses it
         refuse_writes(chosen.words, chosen.effect)
+    view, asked, given = View(words), daemon_asked(options), omit(options, COMMON)
     try:
-        params = chosen.check({name: read_value(chosen.arguments[name], options[name], options) for name in options})
+        params = chosen.check({name: read_value(chosen.arguments[name], given[name], given) for name in given})
         fields = params.pop("fields", None)
         if chosen.name in LOCAL_COMMANDS:
-            document: Json = chosen.call((asked, view, options), params)
+            document: Json = chosen.call(asked, params)
         else:
             with Client(**asked) as client:
                 document = ASKING.get(chosen.name, ask_live)(client, chosen.name, params, view)
     except TauError as problem:
-        left = problem.detail.pop("include", None) or left_behind(str(problem), options.get("files", ""))
-        problem.hint = shell_line("tau", *words, "--include", left) if left else near(problem.hint) or problem.hint
+        left = problem.detail.pop("include", None) or left_behind(str(problem), given.get("files", ""))
+        problem.hint = shell_line("tau", *words, "--include", left) if left else near(problem.hint)
         raise
     view.people = (view.people or params.get("raw", False)) and fields is None
     if document:
@@ -3839,7 +3835,7 @@ def print_glance() -> int:
     for key in ("missing_secrets", "ticks", "incidents"):
         while document[key] and len(json_bytes(document)) >= GLANCE_BYTES:
             document[key].pop()
-    write_out(json_text(document, sys.stdout))
+    write_out(encode_json(document))
     return 0
 
 
@@ -3848,7 +3844,7 @@ GLANCE_BYTES = 1_000
 
 
 def near(command: str) -> str:
-    """A `tau deploy` with its paths as they are typed here, "" if they are not there; anything else as it is."""
+    """A `tau deploy` with its paths as they are typed here, if they are there; anything else as it is."""
     if not command.startswith("tau deploy "):
         return command
     words = shlex.split(command)
@@ -3856,7 +3852,7 @@ def near(command: str) -> str:
         paths = {word: file_word(os.path.relpath(word)) for word in words if os.path.isabs(word)}
     except FileNotFoundError:  # the current directory was removed
         return command
-    return shell_line(*(paths.get(word, word) for word in words)) if all(map(os.path.exists, paths)) else ""
+    return shell_line(*(paths.get(word, word) for word in words)) if all(map(os.path.exists, paths)) else command
 
 
 def exit_of(name: str, document: Json) -> int:
@@ -3864,24 +3860,21 @@ def exit_of(name: str, document: Json) -> int:
         return LoadFailed.exit if name == "check" else 1
     if name == "events":
         return 0 if document["events"] or "gap" in document else 8
-    if document.get("agree") is False:
-        return 1
     if name == "heal":
         return int(document["verdict"] not in ("fixed", "proven", "no_change"))
     runs = document.get("runs", [document]) if name in ("run", "retry", "wait", "try") else ()
     if any(run.get("waited") is False for run in runs):
         return 7
-    return int(any(run["status"] in (*FAILURES, "cancelled") for run in runs))
+    bad = (*FAILURES, "cancelled")
+    return int(document.get("agree") is False or any(run["status"] in bad for run in runs))
 
 
 def ask_live(client: Client, name: str, params: Json, view: View) -> Json:
     """Returns the answer of an operation, and shows meanwhile what goes on."""
-    builds = any(b"# /// script" in read_content(file) for file in params.get("files", ()))
-    follow = {"follow": True} if "follow" in OPERATIONS[name].arguments else {}
-    if not view.people or not (builds or follow) or params.get("wait") is False:
+    if not view.people or "follow" not in OPERATIONS[name].arguments or params.get("wait") is False:
         return client.call(name, params, view.event)
-    with Live(view, "building the environment" if builds else "", isinstance(client, ThrowAway)) as live:
-        return client.call(name, params | follow, live.event)
+    with Live(view, isinstance(client, ThrowAway)) as live:
+        return client.call(name, params | {"follow": True}, live.event)
 
 
 def ask_for_run(client: Client, name: str, params: Json, view: View) -> Json:
@@ -3931,18 +3924,16 @@ def ask_for_check(client: Client, name: str, params: Json, view: View) -> Json:
 def ask_for_try(client: Client, name: str, params: Json, view: View) -> Json:
     """Has the daemon rehearse the files, or runs or rehearses them in a throw-away one."""
     if "like" in params:
-        return {**ask_live(client, name, params, view), "next": next_of_try(params)}
+        return ask_live(client, name, params, view) | {"next": next_of_try(params)}
     with ThrowAway(client.home) as own:
         if "dry_run" in params:
-            return {**ask_live(own, name, params, view), "next": next_of_try(params)}
-        deployed = ask_live(
-            own, "deploy", {key: params[key] for key in ("files", "include", "entry") if key in params}, view
-        )
+            return ask_live(own, name, params, view) | {"next": next_of_try(params)}
+        order = omit(params, ("files", "include", "entry", "times", "allow"))
+        deployed = ask_live(own, "deploy", omit(params, (*order, "times", "allow")), view)
         names = [pipeline["name"] for pipeline in deployed["pipelines"]]
         if "name" not in params and len(names) > 1:
             raise BadRequest("the file has several pipelines", f"--name: one of {', '.join(names)}")
-        order: Json = {key: params[key] for key in ("params", "texts", "timeout") if key in params}
-        document = ask_for_run(own, "run", order | {"name": params.get("name", names[0])}, view)
+        document = ask_for_run(own, "run", {"name": names[0]} | order, view)
         run = {"run_id": document["run_id"]}
         if document.get("waited") is False:
             own.call("cancel", run)
@@ -3955,11 +3946,12 @@ def ask_for_try(client: Client, name: str, params: Json, view: View) -> Json:
 
 def next_of_try(params: Json) -> list[str]:
     """Returns the command that deploys what was tried."""
-    words = [*dict.fromkeys(file["from"] for file in params["files"])]
-    words += [f"--{option}={params[option]}" for option in ("entry", "name") if option in params]
-    words += [f"--verify={params['like']}"] if "like" in params else []
-    words += ["--include", *dict.fromkeys(file["from"] for file in params["include"])] if "include" in params else []
-    return [near(shell_line("tau", "deploy", *words))]
+    given = {"files": params["files"][0]["from"], "verify": params.get("like")} | {
+        key: params.get(key) for key in ("entry", "name")
+    }
+    include = dict.fromkeys(file["from"] for file in params.get("include", ()))
+    line = OPERATIONS["deploy"].line(given)
+    return [near(f"{line} {shell_line('--include', *include)}" if include else line)]
 
 
 def ask_for_heal(client: Client, name: str, params: Json, view: View) -> Json:
@@ -3986,8 +3978,7 @@ def ask_to_open(client: Client, name: str, params: Json, view: View) -> Json:
     document = client.call(name, params | ({"scope": "read"} if client.read_only else {}))
     at = Address(client.peer.address)
     if at.scheme != "unix":
-        front = f"{'https' if at.secure else 'http'}://{at.where}{at.path}/"
-        document["address"] = front + document["address"][document["address"].index("#") :]
+        document["address"] = f"http{'s' * at.secure}://{at.where}{at.path}/#{document['address'].partition('#')[2]}"
     has_screen = sys.platform == "darwin" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
     if document.setdefault("opened", has_screen and not is_silent):
         path = os.path.join(client.home, "open.html")  # the words of the browser's command line are for all to see
@@ -4042,19 +4033,20 @@ def ask_for_code(client: Client, name: str, params: Json, view: View) -> Json:
 
 def write_files(folder: str, files: Sources, force: bool) -> Json:
     """Writes files below a directory, none through a link there, and none at all if one must not be written."""
-    written, unchanged, wrong = dict[str, bytes](), list[str](), dict[str, None]()
+    written, unchanged, wrong = dict[str, bytes](), list[str](), list[str]()
     for path, content in files.items():
         _, *above, place = itertools.accumulate(path.split("/"), os.path.join, initial=folder)
-        modes = {at: os.lstat(at).st_mode for at in (*above, place) if os.path.lexists(at)}
-        wrong |= {at: None for at, mode in modes.items() if not (stat.S_ISREG if at == place else stat.S_ISDIR)(mode)}
-        if read_bytes(place, len(content)) == content:
+        if blocked := [at for at in above if os.path.islink(at) or os.path.isfile(at)]:
+            wrong += blocked
+        elif read_bytes(place, len(content)) == content:
             unchanged.append(place)
+        elif os.path.lexists(place) and (os.path.islink(place) or not (force and os.path.isfile(place))):
+            wrong.append(place)
         else:
             written[place] = content
-            wrong |= {} if force or place not in modes else {place: None}
     if wrong:
         hint = "--force replaces files that differ, but no link or folder; or give another directory"
-        raise Conflict(f"these are there and differ: {', '.join(wrong)[:1000]}", hint)
+        raise Conflict(f"these are there and differ: {', '.join(dict.fromkeys(wrong))[:1000]}", hint)
     for place, content in written.items():
         os.makedirs(os.path.dirname(place), exist_ok=True)
         remove_file(place)
@@ -4145,29 +4137,33 @@ COMMON = {
 }
 
 
-def read_line(words: list[str], parse: Callable[[str, list[str]], Json]) -> tuple[str, Json]:
-    """Returns the command's name and options.  *parse* takes the name so far, and the words after it.
+def daemon_asked(options: Json) -> Json:
+    """Returns the arguments of a Client that are among the options of a command."""
+    return {flag[2:]: options.get(flag) for flag, option in COMMON.items() if option.kind != "bool"}
+
+
+def find_command(words: Sequence[str]) -> tuple[str, list[str]]:
+    """Returns the name of the command, or of its group, and the words around it.
 
     The options of COMMON may stand before the name, and between its two words.
     """
-    name = ""
-    given: Json = {}
-    while True:
-        given |= parse(name, words)
-        if "command" not in given:
-            return name, given
-        word, words = given.pop("command"), given.pop("after")
-        if word == "help" and not name and words and words[0][:1] != "-" and words[0] not in TOPICS:
-            words = [*words, "--help"]
-            continue
-        known, page = {*SHELL_COMMANDS, *COMMAND_GROUPS}, f"tau {name}" if name else "tau --help"
-        name = f"{name} {word}".strip()
-        if name not in known:
-            ours = f"did you mean {VERBS[name]}? `{page}` lists them" if name in VERBS else ""
-            hint = ours or did_you_mean(name, known, f"`{page}` lists them")
-            raise BadRequest(f"no command '{name}'", hint)
-        if name in COMMAND_GROUPS:
-            words = words or ["--help"]
+    name, others, words = "", list[str](), [*words]
+    while words and name not in SHELL_COMMANDS:
+        word = words.pop(0)
+        if word.startswith(("-", CURSOR)) and word != "--version":
+            count = word in COMMON and COMMON[word].kind != "bool"
+            others += [word, *words[:count]]
+            del words[:count]
+        elif word == "help" and not name and words and words[0][:1] != "-" and words[0] not in TOPICS:
+            others.append("--help")
+        else:
+            known, page = {*SHELL_COMMANDS, *COMMAND_GROUPS}, f"tau {name}" if name else "tau --help"
+            name = f"{name} {word.removeprefix('--')}".strip()
+            if name not in known:
+                ours = f"did you mean {VERBS[name]}? `{page}` lists them" if name in VERBS else ""
+                hint = ours or did_you_mean(name, known, f"`{page}` lists them")
+                raise BadRequest(f"no command '{name[:WORD_MAX]}'", hint)
+    return name, others + words
 
 
 #: A verb of other tools → ours.
@@ -4183,37 +4179,29 @@ def next_words(group: str) -> dict[str, str]:
     return words | {name: ", ".join(next_words(name)) for name in COMMAND_GROUPS}
 
 
-def parse_words(name: str, words: list[str]) -> Json:
-    """Returns what argparse reads in the words after *name*: a command, a group, or "".
-
-    Words without options need no argparse, whose import takes as long as the answer.
-    """
+def read_line(words: Sequence[str]) -> tuple[str, Json]:
+    """Returns the command's name and its options; SystemExit after a page of help, as there is without a command."""
+    name, others = find_command(words)
     chosen = SHELL_COMMANDS.get(name)
     if chosen is None:
-        if words and not words[0].startswith("-"):
-            return {"command": words[0], "after": words[1:]}
-    elif not any(word.startswith("-") for word in words):
-        places = [argument for argument in chosen.arguments.values() if argument.positional]
-        if len(words) <= len(places):
-            return {place.name: word for place, word in zip(places, words)}  # noqa: B905 (some may be left out)
-    return vars(parser_of(name).parse_args(words))
+        parser_of(name).parse_args([word for word in others if word not in ("-h", "--help")])
+        write_out(page(name))
+        raise SystemExit
+    places = [argument.name for argument in chosen.arguments.values() if argument.positional]
+    if len(others) <= len(places) and not any(word.startswith("-") for word in others):
+        # Without options there is no need for argparse, whose import takes as long as the answer.
+        return name, dict(zip(places, others))  # noqa: B905 (some may be left out)
+    return name, vars(parser_of(name).parse_args(others))
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:
-    """Returns the parser of a command; for a group, or no name, the parser of the next word."""
+    """Returns the parser of a command; for a group, or no name, that of the common options."""
     chosen = SHELL_COMMANDS.get(name)
     face = (chosen.summary, chosen.examples, EXITS) if chosen else ("", ())
     parser = make_parser(f"tau {name}".strip(), *face)
     parser.argument_default = argparse.SUPPRESS  # what is not given is not sent
-    if chosen:
-        for argument in chosen.arguments.values():
-            add_argument(parser, argument)
-    else:
-        parser.format_help = lambda: page(name)  # type: ignore[method-assign]
-        parser.add_argument("command").required = False
-        parser.add_argument("after", nargs=argparse.REMAINDER, default=[]).required = False
-        if not name:
-            parser.add_argument("--version", dest="command", action="store_const", const="version")
+    for argument in chosen.arguments.values() if chosen else ():
+        add_argument(parser, argument)
     common = parser.add_argument_group("which daemon, and how to print")
     for option in COMMON.values():
         add_argument(common, option)
@@ -4228,7 +4216,7 @@ def page(group: str) -> str:
         lines.append(cut_text(f"  {prefix} {name:<11} {meaning.partition(':')[0].partition(';')[0].rstrip('.')}", 80))
     lines += ["", f"  {prefix} COMMAND --help   arguments and examples of one command"]
     lines += ["", "pages of the manual:", *(f"  tau help {topic:<11} {meaning}" for topic, meaning in TOPICS.items())]
-    return "\n".join([*lines, FIRST_STEPS])
+    return "\n".join([*lines, FIRST_STEPS]).rstrip()
 
 
 FIRST_STEPS = """
@@ -4256,9 +4244,7 @@ def add_argument(parser: argparse._ActionsContainer, argument: Argument) -> None
     else:
         how["metavar"] = METAVARS.get(argument.kind, argument.name.strip("-").upper())
         how["help"] += f" [{argument.default}]" if argument.default not in (None, "") else ""
-    if argument.kind in ("list[RunId]", "list[int]", "list[str]") or (
-        argument.kind == "list[Json]" and not argument.positional
-    ):
+    if argument.kind.startswith("list") and argument.name != "files":
         how |= {"nargs": "+", "action": "extend"}
     elif argument.positional and not argument.required:
         how["nargs"] = "?"
@@ -4417,19 +4403,14 @@ class Tab:
     """A place on a command line, as argparse sees it."""
 
     def __init__(self, words: list[str]) -> None:
-        self.place = ""  # the argument at the cursor
         self.offers_topics = "help" in words
-        self.name, self.given = read_line(words, self.parse)
-
-    def parse(self, name: str, words: list[str]) -> Json:
-        """Returns what argparse reads after *name*, except the argument at the cursor."""
-        self.parser = parser_of(name)
-        given = vars(self.parser.parse_known_args([word for word in words if word != "--help"])[0])
-        for place, value in [*given.items()]:
-            if place != "after" and CURSOR in (value if isinstance(value, list) else [value]):
-                self.place = place
-                del given[place]
-        return given
+        self.name, others = find_command(words)
+        self.parser = parser_of(self.name)
+        given = vars(self.parser.parse_known_args([word for word in others if word != "--help"])[0])
+        at_cursor = (it for it, value in given.items() if CURSOR in (value if isinstance(value, list) else [value]))
+        #: The argument at the cursor: the command itself where there is none yet.
+        self.place = next(at_cursor, "" if self.name in SHELL_COMMANDS else "command")
+        self.given = omit(given, (self.place,))
 
     def options(self) -> list[Offer]:
         """The options that are not given yet, and those that can be repeated."""
@@ -4457,7 +4438,7 @@ class Tab:
 
     def ask(self, method: str, limit: Json, rows: str, word: str, meaning: str) -> list[Offer]:
         params = limit | ({"name": self.given["name"]} if method == "runs" and "name" in self.given else {})
-        with Client(*(self.given.get(option) for option in ("--host", "--home", "--env", "--namespace"))) as client:
+        with Client(**daemon_asked(self.given)) as client:
             offered = client.call(method, params)[rows]
         # What goes into a command line must stand there as it is.
         return [(row[word], meaning.format(**row)) for row in offered if shell_line(row[word]) == row[word]]
@@ -4565,7 +4546,7 @@ def env_list(desk: Desk) -> Json:
 def daemon_meant(desk: Desk) -> Json:
     """Returns the daemon that these options lead to and what names it, or why no daemon is known."""
     try:
-        daemon = find_daemon(**desk[0])
+        daemon = find_daemon(**desk)
     except TauError as problem:
         return {"env": None, "host": None, "from": None, "error": str(problem)}
     return {"env": daemon.env, "host": daemon.address, "from": daemon.origin}
@@ -4645,7 +4626,7 @@ def env_add(
     if key not in (None, "-") or (key and api_key_file):
         raise BadRequest("a key is not a word of a command: others could see it", "give `-` and the key on stdin")
     files = {"ca_file": ca_file, "cert_file": cert_file, "cert_key_file": cert_key_file, "api_key_file": api_key_file}
-    table = without_empty({"host": host, "namespace": desk[0]["namespace"]})
+    table = without_empty({"host": host, "namespace": desk["namespace"]})
     table |= {at: os.path.abspath(os.path.expanduser(path)) for at, path in files.items() if path}
     if api_key_file:
         read_key_file(table["api_key_file"], "give the path of the file that holds the key")
@@ -4692,19 +4673,15 @@ def write_environment(name: str, table: dict[str, str] | None) -> bool:
 def edit_table(text: str, name: str, table: Mapping[str, str] | None) -> str:
     """Puts the table in place of that name's table, or at the end of the text; None removes it.
 
-    Comments and blank lines above a header are separate pieces, which stay.
+    Comments and blank lines above the next header, or at the end, stay.
     """
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in (table or {}).items()]
     block = f"[{name}]\n{''.join(lines)}" if table else ""
-    pieces = re.split(r"(?m)^(?=(?:[ \t]*(?:#.*)?\n)*(?:[ \t]*\[|\Z))", text)
-    header = re.compile(rf"[ \t]*\[[ \t]*(['\"]?){re.escape(name)}\1[ \t]*\]")
-    at = next((at for at, piece in enumerate(pieces) if header.match(piece)), None)
-    if at is None:
-        return f"{text.rstrip()}\n\n{block}" if text.strip() else block
-    pieces[at] = block
-    if not block and pieces[at - 1] == "\n":
-        del pieces[at - 1]
-    return "".join(pieces)
+    header = rf"[ \t]*\[[ \t]*(['\"]?){re.escape(name)}\2[ \t]*\].*\n?"
+    end = r"(?:[ \t]*(?:#.*)?\n)*(?:[ \t]*\[|\Z)"
+    rule = rf"(?m)((?<=\n)\n)?^{header}(?:(?!{end}).*\n?)*"
+    edited, count = re.subn(rule, lambda match: block and (match[1] or "") + block, text, count=1)
+    return edited if count else f"{text.rstrip()}\n\n{block}" if text.strip() else block
 
 
 def change_file(path: str, edit: Callable[[str], str]) -> bool:
@@ -4759,7 +4736,7 @@ def doctor(desk: Desk) -> Json:
     tau doctor
     tau doctor --json
     """
-    with Client(**desk[0]) as client:
+    with Client(**desk) as client:
         patient = Patient(client)
         checks = [check_row(name, finding_of(look, patient)) for name, look in CHECKS.items()]
         checks += try_everything(client, patient)
@@ -4996,10 +4973,11 @@ class View:
     A painter returns the lines of one value.
     """
 
+    room: int  # columns for the value that is painted
+
     def __init__(self, words: Sequence[str]) -> None:
         self.people = people_read(sys.stdout, words)
         self.colours = self.people and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        self.room = columns_shown()  # for the value that is painted
 
     def show(self, name: str, document: Json) -> None:
         if not self.people or name == "schema":
@@ -5017,28 +4995,30 @@ class View:
             head, only = self.run_head(document), None if name == "inspect" else LAST
             document = omit(document | document["trace"], HEAD)
         if name == "diff":
-            about = {key: document.pop(key) for key in ("pipeline", "run_id", "status") if key in document}
-            document = about | {"changed": document}
+            about = ("pipeline", "run_id", "status")
+            document = omit(document, document.keys() - about) | {"changed": omit(document, about)}
         if name == "deploy" and "dry_run" in document:
             parts = ("schedule", "options", "params", "secrets", "code")
             told = ((row, key) for row in document["pipelines"] for key in parts if key in row)
             changed = {key if key == "code" else f"{row['name']} {key}": row.pop(key) for row, key in told}
             document["changed"] = without_empty(changed) or False
         if "moved" in document:
-            times = zip(*(document.pop(key) for key in ("local", "ticks", "moved")), strict=True)
-            document["ticks"] = [{"local": local, "tick_at": tick, "moved": moved} for local, tick, moved in times]
+            columns = ("local", "tick_at", "moved")
+            times = zip(document["local"], document["ticks"], document["moved"], strict=True)
+            document = omit(document, ("local", "ticks", "moved")) | {
+                "ticks": [dict(zip(columns, row, strict=True)) for row in times]
+            }
         unsaid = (("all", False), ("total", document.get("total")))  # a cut list says how many there are
         shown = dict(pair for pair in document.items() if pair[1] not in (None, "", [], {}) and pair not in unsaid)
-        order = (*(key for key in shown if key not in LAST), *LAST)
-        keys = [key for key in order if key in shown and (only is None or key in only)]
+        keys = [key for key in (*omit(shown, LAST), *LAST) if key in shown and (only is None or key in only)]
         if {*keys} <= {"hint"} and (empty := next(iter(only or document), "")):
             return "\n".join(head) or f"no {empty}{': ' * bool(keys)}{shown.get('hint', '')}"
-        bare = keys if len({*keys} - {"truncated"}) == 1 and not head and isinstance(shown[keys[0]], list) else ()
-        indent = max(len(label_of(key)) for key in keys) + 2
+        is_bare = not head and len({*keys} - {"truncated"}) == 1 and isinstance(shown[keys[0]], list)
+        labels = {key: "" if is_bare else label_of(key) for key in keys}
         rows = [("", head)]
-        for key in keys:
-            self.room = room - (0 if key in bare else indent)
-            rows.append(("" if key in bare else label_of(key), self.painted(key, shown[key])))
+        for key, label in labels.items():
+            self.room = room - (0 if is_bare else max(map(len, labels.values())) + 2)
+            rows.append((label, self.painted(key, shown[key])))
         return aligned(rows)
 
     def painted(self, key: str, value: Any) -> list[str]:
@@ -5046,7 +5026,7 @@ class View:
         if type(painter) is str and isinstance(value, list) and isinstance(value[0], dict):
             return self.table(value, painter)
         if callable(painter) and isinstance(value, (list, dict)):
-            return [*painter(self, value)]
+            return [*map(single_line, painter(self, value))]
         text = single_line(spoken(value, key))
         return textwrap.wrap(text, self.room, break_long_words=False, break_on_hyphens=False)
 
@@ -5076,7 +5056,7 @@ class View:
     def data(self, value: Any) -> list[str]:
         """A user's value, or the schema of params."""
         if not isinstance(value, dict) or "additionalProperties" not in value:
-            return [single_line(encode_json(value), 400)]
+            return [cut_text(encode_json(value), 400)]
         known = value["properties"].items()
         rows = [{"name": name, "accepts": expected(it), "default": it.get("default")} for name, it in known]
         return self.table(rows, "name accepts default") if rows else ["none"]
@@ -5089,7 +5069,7 @@ class View:
         """What differs, a line for each: a value before and now, a diff as it is."""
         lines = [self.paint(line, DIFF.get(line[:1], "")) for line in changed.get("code", "").splitlines()]
         texts = (f"{label_of(key)}: {change_text(value)}" for key, value in changed.items() if key != "code")
-        return [*(single_line(text, 400) for text in texts), *lines]
+        return [*(cut_text(text, 400) for text in texts), *lines]
 
     def samples(self, samples: Json) -> list[str]:
         rows, way = samples["rows"], {"in": "into", "out": "out of"}[samples["way"]]
@@ -5107,14 +5087,14 @@ class View:
         while error:
             lines.append(self.paint(cut_text(mark + cell({"error": error}, "what"), 400), "error"))
             if error.get("line"):
-                lines.append(single_line(f"{error['file']}:{error['line']}  {error.get('code') or ''}"))
+                lines.append(f"{error['file']}:{error['line']}  {error.get('code') or ''}")
             local: Json = next((frame["locals"] for frame in reversed(error.get("frames", ())) if frame["user"]), {})
-            lines += [single_line(f"  {name} = {value}", self.room) for name, value in local.items()]
+            texts = [f"  {name} = {value}" for name, value in local.items()]
             for name, value in (error.get("facts") or {}).items():
-                items = value if isinstance(value, list) else [value]
-                lines += [single_line(f"  {name}: {plain(item)}", self.room) for item in items]
+                texts += [f"  {name}: {plain(item)}" for item in (value if isinstance(value, list) else [value])]
+            lines += [single_line(text, self.room) for text in texts]
             error, mark = error.get("cause") or {}, "because of "
-        return [*lines, f"hint: {single_line(hint)}"] if hint else lines
+        return [*lines, f"hint: {hint}"] if hint else lines
 
     def tree(self, steps: list[Json], depth: int = 0) -> list[str]:
         lines = []
@@ -5126,29 +5106,18 @@ class View:
         took = "" if step["duration_ms"] is None else f"  {duration(step['duration_ms'])}"
         counts = ((step["rows_in"], "in"), (step["rows_out"], "out"))
         rows = ", ".join(f"{count:,} {way}" for count, way in counts if count is not None)
-        mark = self.paint(*MARKS.get(step["status"], MARKS["fail"]))
-        return f"{mark} {single_line(name)}{took}{rows and '  '}{rows}"
+        return f"{self.paint(*MARKS.get(step['status'], MARKS['fail']))} {name}{took}{rows and '  '}{rows}"
 
     def drift(self, rows: list[Json]) -> list[str]:
-        texts = [f"! {row['step']}: {difference_text(row['changes'])}" for row in rows]
-        return [self.paint(single_line(text), "warning") for text in texts]
-
-    def lineage(self, value: Any) -> list[str]:
-        """Who reads and writes places, or what one pipeline reads and writes."""
-        if isinstance(value, list):
-            rows = [row | {how: [use["pipeline"] for use in row[how]] for how in ("reads", "writes")} for row in value]
-            return self.table(rows, "place resource writes reads")
-        rows = [{"how": how, **row} for how in value if value[how] != "unknown" for row in value[how]]
-        return self.table(rows, "how place resource at") if rows else []
+        return [self.paint(f"! {row['step']}: {difference_text(row['changes'])}", "warning") for row in rows]
 
     def checks(self, checks: list[Json]) -> list[str]:
         """The checks of a run, or of the doctor."""
         lines = []
         for check in checks:
             status = check.get("status") or ("pass" if check["passed"] else check["severity"].replace("error", "fail"))
-            found = single_line(check.get("found") or "")
-            lines.append(f"{self.paint(*MARKS[status])} {single_line(check['name']):<16} {found}".rstrip())
-            lines += [f"    {single_line(check['remedy'])}"] if check.get("remedy") else []
+            text = f"{self.paint(*MARKS[status])} {single_line(check['name']):<16} {check.get('found') or ''}"
+            lines += [text.rstrip(), *([f"    {check['remedy']}"] if check.get("remedy") else [])]
         return lines
 
     def log_text(self, line: Json) -> str:
@@ -5206,10 +5175,10 @@ PAINTERS: dict[str, Any] = {
     "steps": View.tree,
     "checks": View.checks,
     "drift": View.drift,
-    "lineage": View.lineage,
-    **dict.fromkeys(("log_tail", "next"), lambda view, lines: map(single_line, lines)),  # half a command is none
-    "lines": lambda view, lines: map(view.log_text, lines),
-    "unfinished": lambda view, rows: (f"{'…':>15} {single_line(row['message'])}" for row in rows),
+    "lineage": "place resource writes reads",
+    **dict.fromkeys(("log_tail", "next"), lambda view, lines: lines),  # which are not cut: half a command is none
+    "lines": lambda view, lines: itertools.chain(*(view.log_text(line).split("\n") for line in lines)),
+    "unfinished": lambda view, rows: (f"{'…':>15} {row['message']}" for row in rows),
     "events": lambda view, events: map(view.fact, events),
     "truncated": lambda view, cut: [view.paint("{shown} of {total}; all: {get}".format_map(cut), "dim")],
 }
@@ -5226,8 +5195,8 @@ LAST = ("result", "error", "cut", "next")
 class Live:
     """Shows a person what goes on: a line for each event, and below them one that is drawn anew until the end."""
 
-    def __init__(self, view: View, doing: str, trial: bool) -> None:
-        self.view, self.began, self.doing = view, time.time(), doing  # what it does other than steps: it waits, builds
+    def __init__(self, view: View, trial: bool) -> None:
+        self.view, self.began, self.doing = view, time.time(), ""  # what it does other than steps: it waits, builds
         self.run_id, self.trial = "", trial
         self.steps: dict[str, float] = {}  # path of a running step → when it began
         self.progress: Json = {}  # the last event of this type
@@ -5282,6 +5251,7 @@ class Live:
             self.steps[path] = instant_ms(event["at"]) / 1000
         elif kind == "step.finished":
             self.steps.pop(path, None)
+            self.progress = {}
             return "", f"  {self.view.step_line(path, event)}"  # the whole path: it ends before its parent
         elif kind == "progress":
             self.progress = event
@@ -5299,21 +5269,21 @@ class Live:
         """The line that is drawn anew: how long, what, how far."""
         inner = [path for path in self.steps if not any(other.startswith(f"{path}/") for other in self.steps)]
         words = [duration_text(int(max(time.time() - self.began, 0))), self.doing or ", ".join(inner)]
-        if self.progress and (step := self.progress["step"] or "") in {"": 0, **self.steps}:
-            begin = self.steps.get(step, self.began)
+        if self.progress:
+            begin = self.steps.get(self.progress["step"], self.began)
             words.append(progress_text(self.progress, instant_ms(self.progress["at"]) / 1000 - begin))
         return "  " + "  ".join(filter(None, words))
 
 
 def progress_text(event: Json, seconds: float) -> str:
     """How far a step is after some seconds: a bar, the count, the rate, the time left, and what the run says of it."""
-    done, total, rate = event["done"], event["total"], event["done"] / seconds if seconds > 0 else 0
-    full = min(max(round(20 * done / total), 0), 20) if total else 0
-    bar = "█" * full + "░" * (20 - full)
-    words = [bar, f"{done:,} of {total:,} ({100 * done / total:.0f} %)"] if total else [f"{done:,}"]
-    if rate > 0:
-        words.append(f"{rate:,.{0 if rate >= 10 else 1}f}/s")
-        words += [f"{duration_text(int((total - done) / rate) + 1)} left"] if total and done < total else []
+    done, total, words = event["done"], event["total"], [f"{event['done']:,}"]
+    if total:
+        share = done / total
+        words = [f"{'█' * round(20 * share):░<20.20}", f"{done:,} of {total:,} ({100 * share:.0f} %)"]
+    if done > 0 and seconds > 0:
+        words.append(f"{done / seconds:,.1f}/s")
+        words += [f"{duration_text(int((total - done) * seconds / done) + 1)} left"] if total and done < total else []
     return "  ".join([*words, event["message"]]).rstrip()
 
 
@@ -5328,6 +5298,8 @@ def cell(row: Json, column: str) -> str:
         value = error["message"] if "retryable" in error else f"{error['type']}: {error['message']}"
     elif column == "where" and error and error.get("file"):
         value = f"{error['file']}:{error['line']}"
+    elif column in ("reads", "writes") and isinstance(value, list):
+        value = [use["pipeline"] for use in value]
     elif column == "next_at":
         value = row.get("held") or (row.get("ticks") or [value])[0] or [f"after {up}" for up in row.get("upstream", ())]
     elif column == "outcome":
@@ -5559,26 +5531,14 @@ class Lined(Channel):
     def __init__(self, connection: _socket.socket) -> None:
         super().__init__(connection)
         self.buffer = LineBuffer()
-        self.lines: list[bytes] = []
 
     def exchange(self, request: bytes) -> Iterator[bytes]:
+        """Raises TimeoutError if the daemon does not even answer a ping."""
         self.socket.settimeout(SEND_S)
         self.send(request)
         self.socket.settimeout(silence())
-        while True:
-            yield self.receive()
-
-    def send(self, line: bytes) -> None:
-        """Ignores failures: receive() returns what the daemon said before it closed."""
-        try:
-            self.socket.sendall(line)
-        except OSError:
-            pass
-
-    def receive(self) -> bytes:
-        """Returns the next line; TimeoutError if the daemon does not even answer a ping."""
         asked = False
-        while not self.lines:
+        while True:
             try:
                 data = self.socket.recv(1 << 18)
             except TimeoutError:
@@ -5589,8 +5549,15 @@ class Lined(Channel):
                 continue
             if not data:
                 raise ConnectionError
-            self.lines += self.buffer.add(data)
-        return self.lines.pop(0)
+            asked = False
+            yield from self.buffer.add(data)
+
+    def send(self, line: bytes) -> None:
+        """Ignores failures: what the daemon said before it closed is still read."""
+        try:
+            self.socket.sendall(line)
+        except OSError:
+            pass
 
 
 class Posted(Channel):
@@ -7933,7 +7900,7 @@ def mcp(desk: Desk) -> Json:
     tau --env production mcp
     """
     loop = asyncio.new_event_loop()  # asyncio.run() would wait for the threads
-    loop.run_until_complete(sys.modules[__name__].serve_tools(*desk[:2]))
+    loop.run_until_complete(sys.modules[__name__].serve_tools(desk))
     return {}
 
 
@@ -7946,7 +7913,7 @@ def help_(desk: Desk, topic: str | None = None) -> Json:
         tau help authoring  # all that is needed to write a pipeline
         tau help failures
     """
-    write_out(sys.modules[__name__].manual_page(topic) if topic else page("").rstrip())
+    write_out(sys.modules[__name__].manual_page(topic) if topic else page(""))
     return {}
 
 
@@ -8004,7 +7971,7 @@ class Mcp:
             if isinstance(wanted, (int, str)) and (task := self.live.get(wanted)):
                 task.cancel("withdrawn")
             return {}
-        if not isinstance(number, (int, str)) or number is True or number is False or number in self.live:
+        if isinstance(number, bool) or not isinstance(number, (int, str)) or number in self.live:
             raise InvalidRequest("the id must be a string or integer, of no request that goes on", "send another id")
         methods = self.choose(method, demand({"type": "object"}, params, "params"))
         self.live[number] = asyncio.current_task()
@@ -8018,8 +7985,8 @@ class Mcp:
 
     def choose(self, method: str, params: Json) -> Methods:
         """Returns the methods of the version that a request names, or that was agreed on; this one is among them."""
-        meta: Any = params.get("_meta")
-        asked = meta.get(f"{META}protocolVersion") if type(meta) is dict else None
+        meta = params["_meta"] if type(params.get("_meta")) is dict else {}
+        asked = meta.get(f"{META}protocolVersion")
         methods = LEGACY_METHODS if asked is None and (self.era or method == "initialize") else MODERN_METHODS
         if methods is MODERN_METHODS:
             version = self.header if asked is None else asked
@@ -8138,8 +8105,6 @@ OWN_ARGUMENTS: dict[str, Json] = {
     "topic": {"type": "string", "description": f"{', '.join(TOPICS)}, or a command: key create"},
     "command": {"type": "string", "description": "as typed in a shell, for example: tau logs orders --tail 20"},
 }
-#: Tools that may reach beyond Tau, because code of pipelines runs or data is read.
-FAR_TOOLS = ("try", "check", "deploy", "run", "look", "change")
 #: The name of a tool that runs a pipeline, before the pipeline's.
 RUN_TOOL = "run_"
 
@@ -8167,7 +8132,8 @@ def pipeline_tool(name: str, row: Json) -> Json:
 
 def described(name: str, text: str, schema: Json, effect: str) -> Json:
     is_run = name.startswith(RUN_TOOL) or name == "run"  # nobody knows what the code of a pipeline does
-    hints = {"readOnlyHint": effect == "reads", "openWorldHint": is_run or name in FAR_TOOLS}
+    # The others may reach beyond Tau, because code of pipelines runs or data is read.
+    hints = {"readOnlyHint": effect == "reads", "openWorldHint": name not in ("inspect", "errors", "schedule", "help")}
     if effect != "reads":
         hints |= {"destructiveHint": is_run or effect == "destroys", "idempotentHint": not is_run and name != "change"}
     return {"name": name, "description": text, "inputSchema": schema, "annotations": hints}
@@ -8180,7 +8146,7 @@ def read_command(text: str) -> tuple[str, Json] | str:
     try:
         words = shlex.split(text)
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            name, options = read_line(words[words[:1] == ["tau"] :] or ["help"], parse_words)
+            name, options = read_line(words[words[:1] == ["tau"] :])
     except SystemExit:
         return printed.getvalue()
     except ValueError as problem:
@@ -8203,20 +8169,22 @@ def to_operation(name: str, options: Json, reads_only: bool) -> tuple[str, Json]
         raise BadRequest(f"'{name}' is for a person's shell", hint)
     if reads_only and entry.effect != "reads":
         raise Forbidden(f"`tau {entry.words}` does not only read", "give it to the tool change")
-    if elsewhere := [flag for flag in ("--env", "--host", "--home", "--namespace") if flag in options]:
-        raise BadRequest(f"{elsewhere[0]}: this speaks to one daemon", "leave it out, or configure a second server")
+    if elsewhere := without_none(daemon_asked(options)):
+        raise BadRequest(
+            f"--{next(iter(elsewhere))}: this speaks to one daemon", "leave it out, or configure a second server"
+        )
     arguments = {}
-    for key in options.keys() - {*COMMON, "follow", "raw", "out"}:  # which say where a shell puts the answer
-        argument, value = entry.arguments[key], options[key]
+    for key, value in omit(options, (*COMMON, "follow", "raw", "out")).items():  # where a shell puts the answer
+        argument = entry.arguments[key]
         if argument.kind == "Json" and value.startswith(("@", "-")):
             raise BadRequest(f"{argument.flags[0]}: write the object itself", argument.meaning)
         arguments[key] = read_value(argument, value, options)
     return entry.name, arguments
 
 
-async def serve_tools(asked: Json, view: View) -> None:
+async def serve_tools(asked: Json) -> None:
     """Answers each line of stdin.  A line that has no end is not obeyed, and nobody is waited for after the last."""
-    view.people = False
+    view = View(["--json"])
 
     def call(method: str, params: Json) -> Json:
         refuse_writes(method, OPERATIONS[method].effect)
@@ -8242,16 +8210,17 @@ async def serve_tools(asked: Json, view: View) -> None:
 
 
 async def answer_line(peer: Mcp, line: bytes) -> None:
-    message: Any = None
+    message: Json = {"id": None}
     try:
-        message = decode(line)
-        if type(message) is not dict or type(message.get("method")) is not str:
+        document = decode(line)
+        message = document if type(document) is dict else message
+        if type(message.get("method")) is not str:
             raise InvalidRequest("not a request", "one request or notification a line")
         answer = response(message.get("id"), json_bytes(await peer.result(message)))
     except Exception as problem:
         known = problem if isinstance(problem, TauError) else Internal(f"{problem!r}", "please report this")
-        answer = refusal(message.get("id") if type(message) is dict else None, known)
-    if type(message) is not dict or "id" in message:
+        answer = refusal(message.get("id"), known)
+    if "id" in message:
         sys.stdout.buffer.write(answer)
         sys.stdout.buffer.flush()
 

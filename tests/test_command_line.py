@@ -42,7 +42,7 @@ def test_an_operation_with_two_words_is_a_command_of_two_words(monkeypatch: pyte
     monkeypatch.setitem(module.OPERATIONS, "key_create", entry)
     assert (entry.name, entry.words) == ("key_create", "key create")
     for words in (["key", "create", "ada"], ["--host", "x:1", "key", "--json", "create", "ada"]):
-        found, options = module.read_line(words, module.parse_words)
+        found, options = module.read_line(words)
         assert (found, options["name"]) == ("key create", "ada")
     assert "tau key create" in module.page("key")
     with pytest.raises(module.BadRequest, match="'key create' needs 'name'"):
@@ -53,7 +53,7 @@ def test_an_operation_with_two_words_is_a_command_of_two_words(monkeypatch: pyte
         (["key_create"], "'key create'"),
     ):
         with pytest.raises(module.BadRequest) as refused:
-            module.read_line(words, module.parse_words)
+            module.read_line(words)
         assert hint in refused.value.hint
 
 

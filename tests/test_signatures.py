@@ -132,7 +132,7 @@ def test_the_examples_are_two_command_lines_of_the_command(name: str, files: Pat
     entry = COMMANDS[name]
     assert len(entry.examples) == 2
     for example in entry.examples:
-        found, options = module.read_line(words_of(example), module.parse_words)
+        found, options = module.read_line(words_of(example))
         assert found == entry.words, example
         assert len(example) <= 94
         for common in module.COMMON:
