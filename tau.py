@@ -4853,10 +4853,8 @@ class Patient:
         if not os.path.lexists(path):
             return "the daemon listens elsewhere" if self.status else "there is none"
         about = os.lstat(path)
-        if not stat.S_ISSOCK(about.st_mode) or about.st_uid != os.geteuid():
-            return "fail", f"{path} is not a socket of ours", f"find out who made it, then remove {path}"
-        if stat.S_IMODE(about.st_mode) & 0o007:
-            return "fail", f"{path} is open to everybody", "restart taud"
+        if not stat.S_ISSOCK(about.st_mode) or about.st_uid != os.geteuid() or about.st_mode & 0o007:
+            return "fail", f"{path} is not a socket of ours alone", f"find out who made it, then remove {path}"
         return path
 
     def look_at_daemon(self) -> Finding:
@@ -5003,11 +5001,8 @@ class View:
             changed = {key if key == "code" else f"{row['name']} {key}": row.pop(key) for row, key in told}
             document["changed"] = without_empty(changed) or False
         if "moved" in document:
-            columns = ("local", "tick_at", "moved")
-            times = zip(document["local"], document["ticks"], document["moved"], strict=True)
-            document = omit(document, ("local", "ticks", "moved")) | {
-                "ticks": [dict(zip(columns, row, strict=True)) for row in times]
-            }
+            times = zip(*(document.pop(key) for key in ("local", "ticks", "moved")), strict=True)
+            document["ticks"] = [{"local": local, "tick_at": tick, "moved": moved} for local, tick, moved in times]
         unsaid = (("all", False), ("total", document.get("total")))  # a cut list says how many there are
         shown = dict(pair for pair in document.items() if pair[1] not in (None, "", [], {}) and pair not in unsaid)
         keys = [key for key in (*omit(shown, LAST), *LAST) if key in shown and (only is None or key in only)]
@@ -5267,8 +5262,7 @@ class Live:
 
     def status(self) -> str:
         """The line that is drawn anew: how long, what, how far."""
-        inner = [path for path in self.steps if not any(other.startswith(f"{path}/") for other in self.steps)]
-        words = [duration_text(int(max(time.time() - self.began, 0))), self.doing or ", ".join(inner)]
+        words = [duration_text(int(max(time.time() - self.began, 0))), self.doing or next(reversed(self.steps), "")]
         if self.progress:
             begin = self.steps.get(self.progress["step"], self.began)
             words.append(progress_text(self.progress, instant_ms(self.progress["at"]) / 1000 - begin))
@@ -5499,7 +5493,8 @@ class Channel:
 
     def answers(self, message: Json) -> Iterator[Json]:
         """Sends a request and yields the messages that come back.  Unavailable if no Tau answers."""
-        request = encode_words(message)
+        # Words of a command and paths go as they were given; the daemon refuses what is not UTF-8.
+        request = encode_json(message).encode("utf-8", "surrogateescape") + b"\n"
         try:
             for line in self.exchange(request):
                 answer = RECORD_DECODER.decode(line.decode("utf-8"))
@@ -5510,17 +5505,6 @@ class Channel:
             if reason := reason_of(problem, BROKEN):
                 raise unavailable(reason) from None
             raise
-
-
-def encode_words(message: Json) -> bytes:
-    """Returns a line whose words of a command or a path are as they were given; BadRequest unless they are UTF-8."""
-    line = encode_json(message).encode("utf-8", "surrogateescape")
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError as problem:
-        near = line[max(0, problem.start - 20) : problem.end + 20]
-        raise BadRequest(f"a word or a name of a file is not UTF-8: {near!r}", "give it in UTF-8") from None
-    return line + b"\n"
 
 
 class Lined(Channel):
@@ -7939,8 +7923,9 @@ MODERN, LEGACY = "2026-07-28", ("2025-11-25", "2025-06-18")
 META, ME = "io.modelcontextprotocol/", {"name": "tau", "version": __version__}
 #: How long a tool waits for a run unless it is told, and how long the daemon is asked what there is.
 TOOL_WAIT_S, DISCOVER_S = 30.0, 0.5
-#: What clients may keep a list for, and the longest command line.
-LIST_TTL_MS, COMMAND_MAX = 60_000, 16 << 10
+#: For how long clients may keep a list.
+CACHED: Json = {"ttlMs": 60_000, "cacheScope": "private"}
+COMMAND_MAX = 16 << 10
 INSTRUCTIONS = """\
 Tau runs data pipelines: Python functions with @pipeline, deployed to a daemon, run by hand or by a schedule.
 Read `help` with topic "authoring" before you write one; then check, deploy, run, schedule.
@@ -7980,7 +7965,7 @@ class Mcp:
         finally:
             del self.live[number]
         if methods is LEGACY_METHODS:
-            return omit(result, ("ttlMs", "cacheScope"))
+            return omit(result, CACHED)
         return {"resultType": "complete", **result, "_meta": {f"{META}serverInfo": ME}}
 
     def choose(self, method: str, params: Json) -> Methods:
@@ -8006,7 +7991,8 @@ class Mcp:
     def check_head(self, method: str, params: Json, version: Any) -> None:
         """Raises HeaderMismatch unless the headers say what the body says."""
         wanted = {"mcp-protocol-version": version or "a version", "mcp-method": method}
-        for name, value in (wanted | ({"mcp-name": params.get("name")} if method == "tools/call" else {})).items():
+        wanted |= {"mcp-name": params.get("name")} if method == "tools/call" else {}
+        for name, value in wanted.items():
             text = self.head.get(name)
             if text.startswith("=?base64?") and text.endswith("?="):
                 with contextlib.suppress(ValueError):
@@ -8026,13 +8012,15 @@ class Mcp:
         except TauError as problem:
             text += f"\nNo daemon answers now: {problem}. {problem.hint}"
         about = {"supportedVersions": [MODERN, *LEGACY], "capabilities": {"tools": {}}, "instructions": text}
-        return about | {"ttlMs": LIST_TTL_MS, "cacheScope": "private"}
+        return about | CACHED
 
     async def list_tools(self, params: Json) -> Json:
         tools = [*map(tool, TOOLS)]
         with contextlib.suppress(TauError):
-            tools += itertools.starmap(pipeline_tool, (await self.exposed()).items())
-        return {"tools": tools, "ttlMs": LIST_TTL_MS, "cacheScope": "private"}
+            for name, row in (await self.exposed()).items():
+                text = f"Run the pipeline {row['name']}. {spelled(cut_text(row['description'], 300))}".strip()
+                tools.append(described(name, text, row["params"], "writes"))
+        return {"tools": tools} | CACHED
 
     async def exposed(self) -> dict[str, Json]:
         """Returns tool → the pipeline that it runs; those of another namespace have its name before a dot."""
@@ -8041,11 +8029,11 @@ class Mcp:
                 rows = (await self.ask("list", {"exposed": True, "limit": LIST_MAX}))["pipelines"]
                 is_shared = any("/" in row["name"] for row in rows)
                 home = (await self.ask("namespace_show", {}))["name"] if is_shared else DEFAULT_NAMESPACE
-                # A name of our own wins over one with a dot that looks the same.
-                rows.sort(key=lambda row: namespace_of(row["name"]) == home)
-                return {RUN_TOOL + short_name(row["name"], home).replace("/", "."): row for row in rows}
         except TimeoutError:
             raise Unavailable("it does not answer in time", "try again") from None
+        # A name of our own wins over one with a dot that looks the same.
+        rows.sort(key=lambda row: namespace_of(row["name"]) == home)
+        return {RUN_TOOL + short_name(row["name"], home).replace("/", "."): row for row in rows}
 
     async def call_tool(self, params: Json) -> Json:
         name = demand({"type": "string"}, params.get("name"), "name")
@@ -8065,9 +8053,9 @@ class Mcp:
         elif row := (await self.exposed()).get(name):
             method, given = "run", {"name": row["name"], "params": given}
         else:
-            raise NotFound(f"no tool '{name}'", "tools/list lists all")
-        if name not in OPERATIONS and method == name:
-            read = read_command(given["command"] if "command" in given else f"help {given.get('topic', '')}")
+            raise NotFound(f"no tool '{name[:WORD_MAX]}'", "tools/list lists all")
+        if method not in OPERATIONS:
+            read = read_command(given.get("command") or f"help {given.get('topic', '')}")
             if isinstance(read, str):
                 return read, False
             method, given = to_operation(*read, reads_only=name == "look")
@@ -8076,14 +8064,11 @@ class Mcp:
         document = await self.ask(method, omit(given, ("fields",)))
         return fence(pick_fields(document, given.get("fields"))), exit_of(method, document) in (1, LoadFailed.exit)
 
-    async def pong(self, params: Json) -> Json:
-        return {}
-
 
 #: Method → what answers it, in MODERN and in LEGACY.
 BOTH: Methods = {"tools/list": Mcp.list_tools, "tools/call": Mcp.call_tool}
-MODERN_METHODS, LEGACY_METHODS = {**BOTH, "server/discover": Mcp.discover}, {**BOTH, "initialize": Mcp.initialize}
-LEGACY_METHODS["ping"] = Mcp.pong
+MODERN_METHODS: Methods = BOTH | {"server/discover": Mcp.discover}
+LEGACY_METHODS: Methods = BOTH | {"initialize": Mcp.initialize, "ping": lambda peer, params: asyncio.sleep(0, {})}
 
 #: Tool → the arguments that it takes, and what to say of it besides the summary of its operation.
 TOOLS: dict[str, tuple[str, str]] = {
@@ -8123,11 +8108,6 @@ def tool(name: str) -> Json:
     return described(
         name, f"{entry.summary if entry else ''} {text}".strip(), object_schema(schemas, *required), effect
     )
-
-
-def pipeline_tool(name: str, row: Json) -> Json:
-    text = f"Run the pipeline {row['name']}. {spelled(cut_text(row['description'], 300))}".strip()
-    return described(name, text, row["params"], "writes")
 
 
 def described(name: str, text: str, schema: Json, effect: str) -> Json:
@@ -8187,7 +8167,6 @@ async def serve_tools(asked: Json) -> None:
     view = View(["--json"])
 
     def call(method: str, params: Json) -> Json:
-        refuse_writes(method, OPERATIONS[method].effect)
         with Client(**asked) as client:
             asking = ASKING[method] if method in ("run", "retry", "check") else ask_live
             return asking(client, method, params, view)
