@@ -5228,37 +5228,38 @@ class Live:
 
     def event(self, event: Json) -> None:
         with self.lock:
-            style, line = self.take(printable(event))
-            if line:
-                self.put(self.view.paint(line.replace("\n", "\n        "), style))
+            if line := self.take(printable(event)):
+                self.put(line.replace("\n", "\n        "))
 
-    def take(self, event: Json) -> tuple[str, str]:
-        """Learns what an event says; returns the style and the text of its line, which may be empty."""
-        kind, path = event["type"], event.get("step") or ""
+    def take(self, event: Json) -> str:
+        """Learns what an event says; returns its line, which may be empty."""
+        kind, path, view = event["type"], event.get("step") or "", self.view
         if kind in ("run.queued", "run.started"):
             self.run_id, self.began = event["run_id"], instant_ms(event["at"]) / 1000
             self.doing = f"queued: held by {event['held_by']}" if event.get("held_by") else ""
-            return "", f"{event['pipeline']}  {event['run_id']}" if kind == "run.queued" else ""
+            return f"{event['pipeline']}  {event['run_id']}" if kind == "run.queued" else ""
         if kind == "run.retrying":
             self.doing = f"again at {local_time(event['retry_at'])}"
-            return "warning", f"  attempt {event['attempt']} {event['status']}: {cell(event, 'what')}; {self.doing}"
+            text = f"  attempt {event['attempt']} {event['status']}: {cell(event, 'what')}; {self.doing}"
+            return view.paint(text, "warning")
         if kind == "step.started":
             self.steps[path] = instant_ms(event["at"]) / 1000
         elif kind == "step.finished":
             self.steps.pop(path, None)
             self.progress = {}
-            return "", f"  {self.view.step_line(path, event)}"  # the whole path: it ends before its parent
+            return f"  {view.step_line(path, event)}"  # the whole path: it ends before its parent
         elif kind == "progress":
             self.progress = event
         elif kind == "building":
             self.doing = f"building the environment: {event['message'].strip()}"
         elif kind == "drift":
-            return "", f"  {self.view.drift([event])[0]}"
+            return f"  {view.drift([event])[0]}"
         elif kind == "check" and not event["passed"]:
-            return "", f"  {self.view.checks([event])[0]}"
+            return f"  {view.checks([event])[0]}"
         elif kind == "log":
-            return event["level"], f"  {path and f'[{path}] '}{event['message']}{fields_text(event)}"
-        return "", ""
+            text = f"  {path and f'[{path}] '}{event['message']}{fields_text(event)}"
+            return view.paint(text, event["level"])
+        return ""
 
     def status(self) -> str:
         """The line that is drawn anew: how long, what, how far."""
@@ -5514,14 +5515,25 @@ class Lined(Channel):
 
     def __init__(self, connection: _socket.socket) -> None:
         super().__init__(connection)
-        self.buffer = LineBuffer()
+        self.received = self.receive()
 
     def exchange(self, request: bytes) -> Iterator[bytes]:
-        """Raises TimeoutError if the daemon does not even answer a ping."""
         self.socket.settimeout(SEND_S)
         self.send(request)
         self.socket.settimeout(silence())
-        asked = False
+        while True:
+            yield next(self.received)
+
+    def send(self, line: bytes) -> None:
+        """Ignores failures: receive() yields what the daemon said before it closed."""
+        try:
+            self.socket.sendall(line)
+        except OSError:
+            pass
+
+    def receive(self) -> Iterator[bytes]:
+        """Yields the lines that come; TimeoutError if the daemon does not even answer a ping."""
+        buffer, asked = LineBuffer(), False
         while True:
             try:
                 data = self.socket.recv(1 << 18)
@@ -5534,14 +5546,7 @@ class Lined(Channel):
             if not data:
                 raise ConnectionError
             asked = False
-            yield from self.buffer.add(data)
-
-    def send(self, line: bytes) -> None:
-        """Ignores failures: what the daemon said before it closed is still read."""
-        try:
-            self.socket.sendall(line)
-        except OSError:
-            pass
+            yield from buffer.add(data)
 
 
 class Posted(Channel):
