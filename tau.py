@@ -4393,55 +4393,41 @@ def offers_for(words: list[str]) -> list[Offer]:
         head = option + equals
         before.append(option)
     wants_option = current.startswith("-") and not head
-    offers = Tab(before).options() if wants_option else Tab([*before, CURSOR]).values()
+    name, others = find_command(before if wants_option else [*before, CURSOR])
+    parser = parser_of(name)
+    given = vars(parser.parse_known_args([word for word in others if word != "--help"])[0])
+    at_cursor = [it for it, value in given.items() if CURSOR in (value if isinstance(value, list) else [value])]
+    if wants_option:  # one that is not given yet, or can be repeated
+        actions = [it for it in parser._actions if it.dest not in given or it.metavar == "KEY=VALUE"]
+        offers = [(flag, it.help or "") for it in actions for flag in it.option_strings if flag.startswith("--")]
+    elif at_cursor:
+        offers = values_for(at_cursor[0], name, omit(given, at_cursor))
+    elif name in SHELL_COMMANDS:
+        offers = []
+    else:
+        offers = [*(next_words(name) | (TOPICS if "help" in before and not name else {})).items()]
     if offers == [PATHS]:
         return offers
     return [(head + word, meaning) for word, meaning in offers if word.startswith(current)]
 
 
-class Tab:
-    """A place on a command line, as argparse sees it."""
-
-    def __init__(self, words: list[str]) -> None:
-        self.offers_topics = "help" in words
-        self.name, others = find_command(words)
-        self.parser = parser_of(self.name)
-        given = vars(self.parser.parse_known_args([word for word in others if word != "--help"])[0])
-        at_cursor = (it for it, value in given.items() if CURSOR in (value if isinstance(value, list) else [value]))
-        #: The argument at the cursor: the command itself where there is none yet.
-        self.place = next(at_cursor, "" if self.name in SHELL_COMMANDS else "command")
-        self.given = omit(given, (self.place,))
-
-    def options(self) -> list[Offer]:
-        """The options that are not given yet, and those that can be repeated."""
-        actions = [it for it in self.parser._actions if it.dest not in self.given or it.metavar == "KEY=VALUE"]
-        return [(flag, it.help or "") for it in actions for flag in it.option_strings if flag.startswith("--")]
-
-    def values(self) -> list[Offer]:
-        """The words other than options that can stand at the cursor."""
-        if self.place == "command":
-            topics = TOPICS if self.offers_topics and not self.name else {}
-            return [*(next_words(self.name) | topics).items()]
-        chosen = SHELL_COMMANDS.get(self.name)
-        known = COMMON | (chosen.arguments if chosen is not None else {})
-        if self.place not in known:
-            return []
-        if self.place in CHOICES:
-            return [(word, "") for word in CHOICES[self.place]]
-        kind = known[self.place].kind
-        if kind in ("FilePath", "list[Json]"):
-            return [PATHS]
-        if kind == "EnvironmentName":
-            return [(name, table["host"]) for name, table in read_environments().items()]
-        asked = ASKED.get(self.place) or ASKED.get(kind)
-        return self.ask(*asked) if asked else []
-
-    def ask(self, method: str, limit: Json, rows: str, word: str, meaning: str) -> list[Offer]:
-        params = limit | ({"name": self.given["name"]} if method == "runs" and "name" in self.given else {})
-        with Client(**daemon_asked(self.given)) as client:
-            offered = client.call(method, params)[rows]
-        # What goes into a command line must stand there as it is.
-        return [(row[word], meaning.format(**row)) for row in offered if shell_line(row[word]) == row[word]]
+def values_for(place: str, name: str, given: Json) -> list[Offer]:
+    """Returns what an argument of a command, or a common option, may be."""
+    if place in CHOICES:
+        return [(word, "") for word in CHOICES[place]]
+    kind = (COMMON[place] if place in COMMON else SHELL_COMMANDS[name].arguments[place]).kind
+    if kind in ("FilePath", "list[Json]"):
+        return [PATHS]
+    if kind == "EnvironmentName":
+        return [(name, table["host"]) for name, table in read_environments().items()]
+    if (asked := ASKED.get(place) or ASKED.get(kind)) is None:
+        return []
+    method, limit, rows, word, meaning = asked
+    params = limit | ({"name": given["name"]} if method == "runs" and "name" in given else {})
+    with Client(**daemon_asked(given)) as client:
+        offered = client.call(method, params)[rows]
+    # What goes into a command line must stand there as it is.
+    return [(row[word], meaning.format(**row)) for row in offered if shell_line(row[word]) == row[word]]
 
 
 #: Kind or name of argument → operation that lists its values, its params, key of its rows; word and meaning in a row.
