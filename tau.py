@@ -5021,8 +5021,7 @@ class View:
 
     def grid(self, texts: dict[str, list[str]]) -> list[str]:
         """A table: of each column its head and its cells."""
-        texts = {name: [cut_text(text, 80) for text in column] for name, column in texts.items()}
-        widths = {name: max(map(len, cells)) for name, cells in texts.items() if {*cells[1:]} != {"-"}}
+        widths = {name: min(max(map(len, it)), 80) for name, it in texts.items() if {*it[1:]} != {"-"}}
         shrink(widths, self.room)
         cells = [[cut_text(text, width).ljust(width) for text in texts[name]] for name, width in widths.items()]
         head, *body = zip(*cells, strict=True)
@@ -5053,8 +5052,7 @@ class View:
         return [*(cut_text(text, 400) for text in texts), *lines]
 
     def samples(self, samples: Json) -> list[str]:
-        rows, way = samples["rows"], {"in": "into", "out": "out of"}[samples["way"]]
-        head = f"rows {way} {samples['step']}:"
+        rows, head = samples["rows"], f"{samples['step']}, rows {samples['way']}:"
         return [head, *self.rows(rows)] if isinstance(rows, list) else [f"{head} {rows}"]
 
     def run_head(self, run: Json) -> list[str]:
@@ -5644,10 +5642,7 @@ def client_tls(peer: Peer) -> ssl.SSLContext:
 UNAVAILABLE = {
     "silent": ("the daemon does not answer", "is it stopped, or the machine overloaded? TAU_TIMEOUT_S waits longer"),
     "lost": ("the connection was lost before the answer", "the daemon stopped: `taud --detach`; runs go on meanwhile"),
-    "not_a_tau": (
-        "what answers here is not a Tau daemon",
-        "check --host and TAU_HOST: tcp:// or tls:// for lines, http:// or https:// for HTTP",
-    ),
+    "not_a_tau": ("what answers here is not a Tau daemon", "check --host: tcp:// or tls:// for lines, else http(s)://"),
     "gateway": ("the proxy before the daemon says {why}", "the daemon behind it is down, or just starting"),
     "moved": ("the daemon is elsewhere: {why}", "--host {host}"),
     "not_allowed": ("not allowed to connect to {where}", "the daemon is another user's: see [daemon] group"),
