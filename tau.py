@@ -4157,12 +4157,11 @@ def find_command(words: Sequence[str]) -> tuple[str, list[str]]:
         elif word == "help" and not name and words and words[0][:1] != "-" and words[0] not in TOPICS:
             others.append("--help")
         else:
-            known, page = {*SHELL_COMMANDS, *COMMAND_GROUPS}, f"tau {name}" if name else "tau --help"
+            known, all_of_them = {*SHELL_COMMANDS, *COMMAND_GROUPS}, f"`tau {name or '--help'}` lists them"
             name = f"{name} {word.removeprefix('--')}".strip()
             if name not in known:
-                ours = f"did you mean {VERBS[name]}? `{page}` lists them" if name in VERBS else ""
-                hint = ours or did_you_mean(name, known, f"`{page}` lists them")
-                raise BadRequest(f"no command '{name[:WORD_MAX]}'", hint)
+                ours = f"did you mean {VERBS[name]}? {all_of_them}" if name in VERBS else ""
+                raise BadRequest(f"no command '{name[:WORD_MAX]}'", ours or did_you_mean(name, known, all_of_them))
     return name, others + words
 
 
@@ -4184,7 +4183,10 @@ def read_line(words: Sequence[str]) -> tuple[str, Json]:
     name, others = find_command(words)
     chosen = SHELL_COMMANDS.get(name)
     if chosen is None:
-        parser_of(name).parse_args([word for word in others if word not in ("-h", "--help")])
+        given = [word for word in others if word not in ("-h", "--help")]
+        parser_of(name).parse_args(given)
+        if not name and given and given == others:
+            raise BadRequest(f"no command after {given[-1]}", "`tau --help` lists them")
         write_out(page(name))
         raise SystemExit
     places = [argument.name for argument in chosen.arguments.values() if argument.positional]
