@@ -4161,7 +4161,7 @@ def find_command(words: Sequence[str]) -> tuple[str, list[str]]:
             name = f"{name} {word.removeprefix('--')}".strip()
             if name not in known:
                 ours = f"did you mean {VERBS[name]}? {all_of_them}" if name in VERBS else ""
-                raise BadRequest(f"no command '{name[:WORD_MAX]}'", ours or did_you_mean(name, known, all_of_them))
+                raise BadRequest(f"no command '{name}'", ours or did_you_mean(name, known, all_of_them))
     return name, others + words
 
 
@@ -8041,7 +8041,7 @@ class Mcp:
         elif row := (await self.exposed()).get(name):
             method, given = "run", {"name": row["name"], "params": given}
         else:
-            raise NotFound(f"no tool '{name[:WORD_MAX]}'", "tools/list lists all")
+            raise NotFound(f"no tool '{name}'", "tools/list lists all")
         if method not in OPERATIONS:
             read = read_command(given.get("command") or f"help {given.get('topic', '')}")
             if isinstance(read, str):
