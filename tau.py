@@ -3787,15 +3787,18 @@ def outcome_of(words: list[str]) -> int:
         return command(words)
     except SystemExit:
         return 0  # argparse has printed a page of help
-    except TauError as problem:
-        return complain(problem, words)
     except KeyboardInterrupt:
         return 130
-    except OSError as problem:
-        return complain(system_error(problem), words)
-    except Exception as bug:
-        line = traceback.extract_tb(bug.__traceback__)[-1].lineno
-        return complain(Internal(f"{type(bug).__name__}: {bug} (tau.py:{line})", "please report this"), words)
+    except Exception as problem:
+        return complain(as_error(problem), words)
+
+
+def as_error(problem: Exception) -> TauError:
+    """Returns an error of ours as it is, and what the system refuses, or a bug, as one of ours."""
+    if isinstance(problem, (TauError, OSError)):
+        return problem if isinstance(problem, TauError) else system_error(problem)
+    line = traceback.extract_tb(problem.__traceback__)[-1].lineno
+    return Internal(f"{type(problem).__name__}: {problem} (tau.py:{line})", "please report this")
 
 
 def command(words: list[str]) -> int:
@@ -4215,7 +4218,7 @@ def page(group: str) -> str:
     prefix = f"tau {group}".strip()
     lines = [f"usage: {prefix} COMMAND [...]", ""]
     for name, meaning in sorted(next_words(group).items()):
-        lines.append(cut_text(f"  {prefix} {name:<11} {meaning.partition(':')[0].partition(';')[0].rstrip('.')}", 80))
+        lines.append(cut_text(f"  {prefix} {name:<11} {re.split('[:;]', meaning)[0].rstrip('.')}", 80))
     lines += ["", f"  {prefix} COMMAND --help   arguments and examples of one command"]
     lines += ["", "pages of the manual:", *(f"  tau help {topic:<11} {meaning}" for topic, meaning in TOPICS.items())]
     return "\n".join([*lines, FIRST_STEPS]).rstrip()
@@ -4925,15 +4928,13 @@ def try_canary(client: Client, where: str) -> list[Json]:
     for deed, method, params, wanted in CANARY_DEEDS:
         if failed and deed != "undeploy":
             continue
-        began = time.monotonic()
         try:
             answer = client.call(method, params | ({"run_id": run_id} if method in ("retry", "cancel") else {}))
             run_id = answer.get("run_id", "")
             if wanted and answer["status"] != wanted:
-                late = f"after {CANARY_S:g} s: are all slots taken?" if answer.get("waited") is False else ""
-                why = late or f"not {wanted}: {cell({'error': answer.get('error')}, 'what')}"
-                raise Conflict(f"the run is {answer['status']}, {why}")
-            findings[deed] = f"{duration((time.monotonic() - began) * 1000)} {where}"
+                why = cell({"error": answer.get("error")}, "what")
+                raise Conflict(f"after {CANARY_S:g} s at most it is {answer['status']}, not {wanted}: {why}")
+            findings[deed] = f"as it should, {where}"
         except TauError as problem:
             failed = True
             findings[deed] = "fail", str(problem), problem.hint or SEE_LOG
@@ -8185,8 +8186,7 @@ async def answer_line(peer: Mcp, line: bytes) -> None:
             raise InvalidRequest("not a request", "one request or notification a line")
         answer = response(message.get("id"), json_bytes(await peer.result(message)))
     except Exception as problem:
-        known = problem if isinstance(problem, TauError) else Internal(f"{problem!r}", "please report this")
-        answer = refusal(message.get("id"), known)
+        answer = refusal(message.get("id"), as_error(problem))
     if "id" in message:
         sys.stdout.buffer.write(answer)
         sys.stdout.buffer.flush()
