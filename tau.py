@@ -5645,7 +5645,10 @@ def client_tls(peer: Peer) -> ssl.SSLContext:
 UNAVAILABLE = {
     "silent": ("the daemon does not answer", "is it stopped, or the machine overloaded? TAU_TIMEOUT_S waits longer"),
     "lost": ("the connection was lost before the answer", "the daemon stopped: `taud --detach`; runs go on meanwhile"),
-    "not_a_tau": ("what answers here is not a Tau daemon", "check --host: tcp:// or tls:// for lines, else http(s)://"),
+    "not_a_tau": (
+        "what answers here is not a Tau daemon",
+        "check --host and TAU_HOST: tcp:// or tls:// for lines, http:// or https:// for HTTP",
+    ),
     "gateway": ("the proxy before the daemon says {why}", "the daemon behind it is down, or just starting"),
     "moved": ("the daemon is elsewhere: {why}", "--host {host}"),
     "not_allowed": ("not allowed to connect to {where}", "the daemon is another user's: see [daemon] group"),
