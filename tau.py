@@ -4160,11 +4160,11 @@ def find_command(words: Sequence[str]) -> tuple[str, list[str]]:
         elif word == "help" and not name and words and words[0][:1] != "-" and words[0] not in TOPICS:
             others.append("--help")
         else:
-            known, all_of_them = {*SHELL_COMMANDS, *COMMAND_GROUPS}, f"`tau {name or '--help'}` lists them"
+            known, page = {*SHELL_COMMANDS, *COMMAND_GROUPS}, f"tau {name}" if name else "tau --help"
             name = f"{name} {word.removeprefix('--')}".strip()
             if name not in known:
-                ours = f"did you mean {VERBS[name]}? {all_of_them}" if name in VERBS else ""
-                raise BadRequest(f"no command '{name}'", ours or did_you_mean(name, known, all_of_them))
+                ours = f"did you mean {VERBS[name]}? `{page}` lists them" if name in VERBS else ""
+                raise BadRequest(f"no command '{name}'", ours or did_you_mean(name, known, f"`{page}` lists them"))
     return name, others + words
 
 
