@@ -1477,7 +1477,8 @@ MEANINGS: dict[str, tuple[str, str]] = {
         "--memory",
         "what the limits of its running runs may be together, of which each must have one: 2G",
     ),
-    "user": ("", "the system user as which its runs run, kept from all else; taud must be root"),
+    "executor": ("", "where all its runs run: an executor of tau.toml, or '' for where their pipelines say"),
+    "user": ("", "the system user that its code runs as, away from the home: taud must be root"),
     "connections": ("--connection", "a connection of tau.toml that it may use; may be repeated"),
     "variables": ("--variable", "a variable of the daemon that its runs may see; may be repeated"),
     "reason": ("", "why you do it: the ledger keeps your words"),
@@ -1596,7 +1597,7 @@ class Operation:
         for name in self.required():
             if name not in given:
                 raise BadRequest(f"'{self.words}' needs '{name}'", f"`tau {self.words} --help`")
-        return {name: self.arguments[name].check(value) for name, value in given.items()}
+        return {name: argument.check(given[name]) for name, argument in self.arguments.items() if name in given}
 
     def line(self, given: Json) -> str:
         """Returns the command line that calls it with these arguments."""
@@ -1626,6 +1627,13 @@ COMMAND_GROUPS: dict[str, list[Operation]] = {}
 
 #: Every operation that writes takes a reason, which becomes part of the actor; every one that reads takes fields.
 REASON, FIELDS = (Argument(name, "str | None", None, False, MEANINGS[name]) for name in ("reason", "fields"))
+#: What a namespace may have: both operations that say it take this.
+NAMESPACE_KINDS = {"weight": "Weight", "disk_bytes": "Size", "memory_bytes": "Size", "executor": "str", "user": "str"}
+NAMESPACE_KINDS |= {"connections": "list[str]", "variables": "list[str]"}
+MAY_HAVE = [
+    Argument(name, f"{NAMESPACE_KINDS.get(name, 'Quota')} | None", None, False, MEANINGS[name])
+    for name in NAMESPACE_OPTIONS
+]
 
 
 def operation(effect: str, registry: dict[str, Operation]) -> Callable[[Function], Function]:
@@ -2164,6 +2172,11 @@ def find_home(flag: str | None) -> str:
     """The daemon's home, absolute: from --home, $TAU_HOME, systemd or XDG, else ~/.local/state/tau."""
     named = flag or os.environ.get("TAU_HOME") or os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
     return os.path.abspath(named or user_path("XDG_STATE_HOME", "~/.local/state", "tau"))
+
+
+def start_line(home: str, *more: object) -> str:
+    """The command line that starts the daemon of a home."""
+    return shell_line("taud", *(() if home == find_home(None) else ("--home", home)), "--detach", *more)
 
 
 def user_path(variable: str, usual: str, *below: str) -> str:
@@ -5686,8 +5699,7 @@ def unavailable(reason: str, **about: str) -> Unavailable:
 def no_daemon(problem: OSError, address: Address) -> Unavailable:
     start = f"start taud there: taud --port {address.port}"
     if address.scheme == "unix":
-        home = os.path.dirname(address.path)
-        start = shell_line("taud", *(() if home == find_home(None) else ("--home", home)), "--detach")
+        start = start_line(os.path.dirname(address.path))
     reset = address.secure and isinstance(problem, ConnectionResetError)
     reason = "no_tls" if reset else reason_of(problem, REFUSED) or "unreachable"
     why = getattr(problem, "verify_message", str(problem))
@@ -5783,10 +5795,10 @@ async def deploy(
         tau deploy shop --entry main.py  # a folder, of which one file is loaded
     """
     daemon = call.daemon
-    deployment = Deployment(call, files, include, entry)
-    proof = Proof(call, deployment, verify, allow or []) if verify is not None else None
-    try:
-        if proof is not None:
+    async with Deployment(call, files, include, entry) as deployment:
+        proof = None
+        if verify is not None:
+            proof = Proof(call, deployment, verify, allow or [])
             await proof.judge()
             expect = proof.live if expect is None else expect
         built = await deployment.prepare(call.emit if follow else None)
@@ -5795,7 +5807,7 @@ async def deploy(
             pipelines = [row | {"schedule": None, "every": None, "after": [], "retries": 0} for row in pipelines]
         if len(pipelines) > 1 and (schedule, expect) != (None, None):
             raise BadRequest("there are several pipelines: which one is meant?", "add --name NAME")
-        others = await call.beside(lambda call: deployment.compare(call, pipelines))
+        others = await call.beside(deployment.compare, pipelines)
         if not take_over and (previously := others["previously"]):
             hint = shell_line("tau", "deploy", *pipelines[0]["origin"], "--take-over")
             raise Conflict(f"deployed from another file: {spoken(previously)}", hint, previously=previously)
@@ -5812,20 +5824,19 @@ async def deploy(
             daemon.store.add_proof(deployed, proven, probation)
             return deployed
 
-        deployed = await daemon.store.write(commit)
+        try:
+            deployed = await daemon.store.write(commit)
+        except Conflict as problem:
+            if expect and (live := problem.detail.get("live")):
+                with contextlib.suppress(NotFound):  # what was expected never was, or was deleted
+                    changed = await call.beside(compare_versions, pipelines[0]["name"], expect, live)
+                    problem.detail["diff"] = changed.get("code")
+            raise
         for row in deployed:
             row["next_at"] = call.ask.schedule(row["name"])["next_at"]
         if dry_run:
             preview = deployment.preview
             deployed = await call.beside(lambda call: [preview(call, row, schedule) for row in pipelines])
-    except Conflict as problem:
-        if expect and (live := problem.detail.get("live")):
-            with contextlib.suppress(NotFound):  # what was expected never was, or was deleted
-                changed = await call.beside(lambda call: compare_versions(call, pipelines[0]["name"], expect, live))
-                problem.detail["diff"] = changed.get("code")
-        raise
-    finally:
-        await deployment.close()
     answer: Json = {"changed": any(row["changed"] for row in deployed), "pipelines": deployed}
     return answer | without_empty({"dry_run": dry_run, "environments": built, "proof": proven, **others})
 
@@ -5862,7 +5873,7 @@ def versions(call: Call, name: PipelineName, *, limit: Limit = 20) -> Json:
         now, old = lines_of(row.pop("sha256")), lines_of(row.pop("replaced_sha256"))
         row |= {"live": bool(row["live"]), "files": len({path for path, _ in now})}
         row |= {"lines_added": (now - old).total(), "lines_removed": (old - now).total()}
-    return listing(call, "versions", rows, total, {"name": name})
+    return listing(call, "versions", rows, total)
 
 
 @sifts
@@ -5875,24 +5886,22 @@ async def check(
     tau check orders.py
     tau check shop --entry main.py
     """
-    daemon = call.daemon
-    deployment = Deployment(call, files, include, entry)
+    daemon, deployment = call.daemon, Deployment(call, files, include, entry)
     secrets = places_of(dict.fromkeys(deployment.secrets, True), *Room.of(daemon.store, f"{call.caller.home}/").secrets)
     missing = [name for name, place in secrets.items() if place is None]
     answer: Json = {"ok": False, "error": None, "pipelines": [], "environments": []}
     answer |= {"secrets": secrets, "missing_imports": [], "missing_secrets": missing}
     try:
-        answer["environments"] = await deployment.prepare(call.emit if follow else None)
-        answer |= await deployment.ask(deployment.entries[0], {"kind": "scan"})
-        pipelines = await deployment.load()
-        answer["pipelines"] = await call.beside(lambda call: [preview_pipeline(call, row) for row in pipelines])
-        if not daemon.options["unscheduled"]:
-            await daemon.store.write(daemon.agenda.check, pipelines, call.caller)
-        answer["ok"] = True
+        async with deployment:
+            answer["environments"] = await deployment.prepare(call.emit if follow else None)
+            answer |= await deployment.ask(deployment.entries[0], {"kind": "scan"})
+            pipelines = await deployment.load()
+            answer["pipelines"] = await call.beside(lambda call: [preview_pipeline(call, row) for row in pipelines])
+            if not daemon.options["unscheduled"]:
+                await daemon.store.write(daemon.agenda.check, pipelines, call.caller)
+            answer["ok"] = True
     except (BadRequest, LoadFailed, NotFound, Forbidden) as problem:
         answer["error"] = problem.to_json()
-    finally:
-        await deployment.close()
     return answer
 
 
@@ -5942,7 +5951,7 @@ def list_(call: Call, *, tag: str | None = None, exposed: bool = False, limit: L
     rows, total = call.ask.pipelines(limit, among, tag, exposed)
     for row in rows:
         row["upstream"] = [up["pipeline"] for up in chains_seen(call, row["name"])[0]] if row["upstream"] else []
-    return listing(call, "pipelines", rows, total, {"tag": tag, "exposed": exposed})
+    return listing(call, "pipelines", rows, total)
 
 
 @reads
@@ -5994,8 +6003,7 @@ def lineage(call: Call, name: str | None = None, resource: str | None = None, *,
     for _, group in itertools.groupby(uses[len(unknown) :], lambda use: (use["place"], use["resource"].lower())):
         same = [*group]
         rows.append(pick(same[0], "place", "resource") | reads_and_writes(same, "pipeline", "version", "run_id", "at"))
-    given = {"name": name, "resource": resource}
-    return listing(call, "lineage", rows[:limit], len(rows), given) | {"unknown": unknown}
+    return listing(call, "lineage", rows[:limit], len(rows)) | {"unknown": unknown}
 
 
 def place_of(call: Call, word: str) -> str:
@@ -6061,16 +6069,12 @@ async def peek_(
         tau peek in/sales.csv --in orders --profile
     """
     daemon, names = call.daemon, call.among()
-    data = data_directory(daemon.home, "")
-    about = {"place": place, "resource": resource, "limit": limit, "profile": profile, "environment": None}
-    job: Json = about | {"kind": "peek", "timeout": PEEK_S, "memory_bytes": PEEK_BYTES, "run_id": "", "version": 0}
-    job |= {"pipeline": in_ or f"{call.caller.home}/", "attempt": 1, "params": {}, "store": daemon.store.database.path}
-    job["home"] = daemon.home
-    job["data"] = (
-        [data, os.path.join(daemon.home, "namespaces")]
-        if names is None
-        else [data_directory(daemon.home, name) for name in names]
-    )
+    whole = [data_directory(daemon.home, ""), os.path.join(daemon.home, "namespaces")]
+    job: Json = {"kind": "peek", "place": place, "resource": resource, "limit": limit, "profile": profile}
+    job |= {"pipeline": in_ or f"{call.caller.home}/", "run_id": "", "version": 0, "attempt": 1, "params": {}}
+    job |= {"home": daemon.home, "store": daemon.store.database.path, "timeout": PEEK_S, "memory_bytes": PEEK_BYTES}
+    job |= {"data": whole if names is None else [data_directory(daemon.home, name) for name in names]}
+    job["environment"] = None
     if in_ is not None:
         job["environment"] = call.ask.version(in_, None)["options"].get("environment")
         job["directory"] = data_directory(daemon.home, in_)
@@ -6111,19 +6115,17 @@ async def run(
         tau run orders -p day=2026-01-01 -p limit=10
         tau run orders --detach --key orders-2026-01-01  # the same key, the same run
     """
-    params = read_texts(call, name, params, texts)
+    params = read_texts(texts and call.ask.live_options(name), params, texts)
     if len(encode_json(params)) > PARAMS_BYTES_MAX:
         raise BadRequest(f"params are larger than {PARAMS_BYTES_MAX:,} bytes", "pass a path instead of the data")
     asked = {"name": name, "params": params, "key": key, "trigger": "manual", "executor": executor}
     return await answer_run(call, asked, wait, timeout, follow)
 
 
-def read_texts(call: Call, name: str, params: Json | None, texts: Json | None) -> Json:
-    """Returns params together with those that came as texts, read as the pipeline wants them."""
-    if not texts:
-        return params or {}
-    wanted = (call.ask.live_options(name) or {"params": {}})["params"].get("properties", {})
-    return (params or {}) | {key: fit_text(wanted.get(key, {}), text) for key, text in texts.items()}
+def read_texts(options: Json | None, params: Json | None, texts: Json | None) -> Json:
+    """Returns params together with those that came as texts, read as the options of the pipeline want them."""
+    wanted = (options or {"params": {}})["params"].get("properties", {})
+    return (params or {}) | {key: fit_text(wanted.get(key, {}), text) for key, text in (texts or {}).items()}
 
 
 async def answer_run(call: Call, asked: Json, wait: bool, timeout: float | None, follow: bool) -> Json:
@@ -6135,7 +6137,7 @@ async def answer_run(call: Call, asked: Json, wait: bool, timeout: float | None,
     document: Json = {"run_id": run_id, "status": status}
     if wait:
         await await_runs(call, [run_id], timeout, follow)
-        document = await call.beside(lambda call: describe_ended(call, run_id))
+        document = await call.beside(describe_ended, run_id)
     return document | {"deduplicated": True} if again else document
 
 
@@ -6220,26 +6222,18 @@ async def try_(
     if like is not None and (params or texts):
         raise BadRequest("it has the params of the run", "leave them out, or leave --like out")
     demand({"type": "integer", "minimum": 1, "maximum": 5}, times, "times")
-    deployment = Deployment(call, files, include, entry)
-    try:
+    async with Deployment(call, files, include, entry) as deployment:
         if like is not None:
             proof = Proof(call, deployment, like, allow or [])
             name = proof.name
             await proof.judge()
         else:
             await deployment.like(call, name, None)
-        await deployment.prepare(None)
-        pipelines = await deployment.load(name)
-        if len(pipelines) > 1:
-            raise BadRequest("the file has several pipelines", "--name says which")
-        wanted = pipelines[0]["params"]
-        fitted = {key: fit_text(wanted["properties"].get(key, {}), text) for key, text in (texts or {}).items()}
+        pipeline = await deployment.load_like(name)
         given = {} if timeout is None else {"timeout": timeout}
         if like is None:
-            given["params"] = demand(wanted, (params or {}) | fitted, "params")
-        return await deployment.rehearse(pipelines[0], times, given)
-    finally:
-        await deployment.close()
+            given["params"] = demand(pipeline["params"], read_texts(pipeline, params, texts), "params")
+        return await deployment.rehearse(pipeline, times, given)
 
 
 @reads
@@ -6256,7 +6250,7 @@ async def wait(
     """
     if not 0 < len(run_id) <= WAIT_MAX:
         raise BadRequest(f"which runs? from 1 to {WAIT_MAX:,}", "tau wait RUN_ID")
-    run_ids = await call.beside(lambda call: seen_runs(call, run_id))
+    run_ids = await call.beside(seen_runs, run_id)
     await await_runs(call, [run for run, status in run_ids.items() if status not in FINAL], timeout, follow, LOG_TAIL)
 
     def answer(call: Call) -> bytes:
@@ -6298,7 +6292,8 @@ async def retry(
     run_id = old["run_id"]
     if old["status"] not in FINAL:
         raise Conflict(f"run {run_id} is {old['status']}", shell_line("tau", "wait", run_id))
-    if version not in ("live", "same") and not re.fullmatch("[0-9]{1,9}", version):
+    versions = {"live": None, "same": old["version"]}
+    if version not in versions and not re.fullmatch("[0-9]{1,9}", version):
         raise BadRequest(f"there is no version '{version}'", "live, same, or a number")
     asked = {
         "name": old["pipeline"],
@@ -6307,7 +6302,7 @@ async def retry(
         "key": key,
         "retry_of": run_id,
         "resume_from": run_id if from_failure else None,
-        "version": {"live": None, "same": old["version"]}[version] if version.isalpha() else int(version),
+        "version": versions[version] if version in versions else int(version),
     }
     return await answer_run(call, asked, wait, timeout, follow)
 
@@ -6361,8 +6356,7 @@ def runs(
     call.ask.known(name)
     zone = Zone(call.daemon.settings["timezone"])
     ids = [text and past_id(text, zone) for text in (since, until)]
-    given = {"name": name, "status": status, "trigger": trigger, "since": since, "until": until}
-    return listing(call, "runs", *call.ask.runs(name, status, limit, call.among(), ids, trigger), given)
+    return listing(call, "runs", *call.ask.runs(name, status, limit, call.among(), ids, trigger))
 
 
 def past_id(text: str, zone: Zone) -> str:
@@ -6414,10 +6408,7 @@ async def diff(call: Call, name: Subject, other: RunId | None = None, *, version
     if versions is not None:
         if len(versions) != 2 or other is not None:
             raise BadRequest("which versions? two, and no run", shell_line("tau", "diff", name, "--versions", "1", "2"))
-        return {
-            "pipeline": name,
-            **await call.beside(lambda call: compare_versions(call, name, versions[0], versions[1], True)),
-        }
+        return {"pipeline": name, **await call.beside(compare_versions, name, *versions, True)}
     run_id = call.ask.pick_run(name, None)
     run = call.ask.run(run_id)
     before = call.ask.success_before(run["pipeline"], run_id) if other is None else call.ask.find_run(other)
@@ -6463,11 +6454,9 @@ async def logs(
     def answer(call: Call) -> bytes:
         window = (since, until)
         lines, total, dropped = call.ask.logs(run_id, levels if level else (), step, tail, attempt, grep, window)
-        given = {"run_id": run_id, "level": level, "step": step, "grep": grep, "attempt": attempt}
-        given |= {"since": since, "until": until}
         ends = {"first": lines[0]["n"], "next": lines[-1]["n"]} if lines else {"first": until, "next": since}
         lines = [omit(line, ("n",)) for line in lines]
-        shown = listing(call, "lines", lines, total, given) | {"lines": fold(lines)}
+        shown = listing(call, "lines", lines, total, name=None, run_id=run_id) | {"lines": fold(lines)}
         live = [process for process in [*call.daemon.runner.live.values()] if process.run_id == run_id]
         if unfinished := [told for process in live for told in process.unfinished()]:
             shown["unfinished"] = unfinished
@@ -6548,17 +6537,16 @@ def errors(call: Call, name: PipelineName | None = None, *, all_: bool = False, 
         tau errors orders --all --limit 100
     """
     call.ask.known(name)
-    given = {"name": name, "all": all_}
     if not all_:
         rows, total = call.ask.incidents(limit, {AMONG: call.among(), "pipeline = ?": name})
         rows = [row | {"next": [shell_line("tau", "inspect", row["incident"])]} for row in rows]
-        return listing(call, "incidents", rows, total, given)
+        return listing(call, "incidents", rows, total)
     rows, total = call.ask.failures(limit, call.among(), name)
     for row in rows:
         error = pick(row["error"], "kind", "type", "message", "step", "file", "line", "code", "fingerprint")
         row["error"] = error | {"message": cut_text(error["message"], 300)}
         row["next"] = [shell_line("tau", "inspect", row["run_id"])]
-    return listing(call, "errors", rows, total, given)
+    return listing(call, "errors", rows, total)
 
 
 @writes
@@ -6690,12 +6678,11 @@ def calendar(
     pipelines = [
         {"pipeline": row["pipeline"], "past": past[row["pipeline"]]} | coming(call, row, until) for row in shown
     ]
-    given = {"name": name, "days": days, "timezone": timezone, "failures": failures}
     about = {
         "timezone": zone.name,
         "days": [{"day": str(zone.shown(at).date()), "at": rfc3339(at)} for at in begins[:-1]],
     }
-    return about | listing(call, "pipelines", pipelines, total if len(rows) < total else len(shown), given)
+    return about | listing(call, "pipelines", pipelines, total if len(rows) < total else len(shown))
 
 
 def coming(call: Call, row: Json, until: int) -> Json:
@@ -6703,9 +6690,7 @@ def coming(call: Call, row: Json, until: int) -> Json:
     options, first = row["options"], list[str]()
     if row["due_at"] and (begin := instant_of(row["next_at"])) <= until:  # the next one is known already
         times, _ = timing(row, call.daemon.agenda)
-        due = times.ticks(begin - 1, until) if times else iter(())
-        first = [rfc3339(at) for at, _ in itertools.islice(due, DAY_S // 3600 + 1)]
-        call.budget.check()
+        first = [rfc3339(at) for at, _ in first_ticks(call, times, begin - 1, DAY_S // 3600 + 1, until)]
     zone = options["timezone"] or call.daemon.agenda.timezone
     shown = pick(options, "cron", "every_s") | {"timezone": zone, "held": row["held"]}
     return shown | {"coming": first[:24], "more": len(first) > 24}
@@ -6742,13 +6727,17 @@ def ticks(
 TICKS_SHOWN = 5
 
 
+def first_ticks(call: Call, times: Times | None, after: int, most: int, until: int = TIME_MAX) -> list[Tick]:
+    found = []
+    for tick in itertools.islice(times.ticks(after, until) if times else (), most):
+        found.append(tick)
+        call.budget.check()  # some expressions are due once in forty years
+    return found
+
+
 def preview(call: Call, times: Times | None, zone: Zone, after: int, limit: int = TICKS_SHOWN) -> Json:
     """Returns the next ticks: in UTC, in local time, and whether DST has moved each."""
-    coming = iter(()) if times is None else times.ticks(after)
-    ticks = []
-    for tick in itertools.islice(coming, limit):
-        ticks.append(tick)
-        call.budget.check()  # some expressions are due once in forty years
+    ticks = first_ticks(call, times, after, limit)
     return {
         "ticks": [rfc3339(at) for at, _ in ticks],
         "local": [zone.shown(at).isoformat() for at, _ in ticks],
@@ -6815,7 +6804,7 @@ async def schedule(
         "catchup_window_s": catchup_window,
         "overlap": overlap,
         "jitter_s": jitter,
-        "params": params if texts is None else read_texts(call, name, params, texts),
+        "params": params if texts is None else read_texts(call.ask.live_options(name), params, texts),
     }
     command = command | without_none(given)
     fired: Json = {"changed": False}
@@ -6915,42 +6904,59 @@ async def create(
         tau create orders "load in.csv, no price is negative" --deploy
     """
     check_name(own := name.rpartition("/")[2])
-    healing, asked = agent_settings(call), {"task": "create", "pipeline": own, "intent": intent, "files": {}}
+    healing = agent_settings(call)
     seen = {place: await peek_(call, place) for place in (places or "").split(",") if place}
-    manual = sys.modules[__name__].manual_page("authoring")
-    asked |= {"entry": f"{own}.py", "places": fence(seen), "manual": manual, "rules": CREATE_RULES}
     secrets = await call.beside(secret_list)
-    asked |= {"connections": sorted(Room.of(call.daemon.store, f"{call.caller.home}/").connections)}
-    asked |= {"secrets": [row["name"] for row in secrets["secrets"]]}
-    problem: Json = {}
+    connections = sorted(Room.of(call.daemon.store, f"{call.caller.home}/").connections)
+    asked: Json = {"task": "create", "pipeline": own, "intent": intent, "files": {}, "entry": f"{own}.py"}
+    asked |= {"places": fence(seen), "manual": sys.modules[__name__].manual_page("authoring"), "rules": CREATE_RULES}
+    asked |= {"connections": connections, "secrets": [row["name"] for row in secrets["secrets"]]}
+
+    async def take(answer: Json) -> Json:
+        done["files"] = as_files(answer["files"])
+        done.update(rehearsal=await rehearse_new(call, name, done["files"]), deployed=False)
+        return await deploy_new(call, name, done["files"], start) if deploy_ else {}
+
+    done: Json = {}
+    problem = await ask_until(call, asked, healing, done, take)
+    done |= {"pipeline": name}
+    if problem is not None:
+        raise Conflict(f"no answer of the agent works: {problem['message']}", problem["hint"], refused=problem, **done)
+    return done
+
+
+async def ask_until(
+    call: Call, asked: Json, healing: Json, done: Json, take: Callable[[Json], Awaitable[Json]]
+) -> Json | None:
+    """Asks the agent until *take* accepts its answer, and leaves in *done* what is known of the last.
+
+    Returns why the last answer was refused, without rows and variables, or None.
+    """
+    problem: Json | None = None
     for number in range(1, healing["rounds"] + 1):
-        done: Json = {"pipeline": name, "rounds": number}
         try:
-            answer = await ask_agent(call, asked | {"round": number, "error": problem or None}, healing)
-            done |= {"hypothesis": answer.get("hypothesis"), "files": as_files(answer["files"])}
-            rehearsal = await rehearse_new(call, name, done["files"])
-            done |= {"rehearsal": rehearsal, "deployed": False}
-            return done | (await deploy_new(call, name, done["files"], start) if deploy_ else {})
-        except TauError as wrong:
-            problem = refusal_of(wrong)
-    raise Conflict(f"no answer of the agent works: {problem['message']}", problem["hint"], refused=problem, **done)
+            answer = await ask_agent(call, asked | {"round": number, "error": problem}, healing)
+            done.clear()
+            done |= {"rounds": number, "hypothesis": answer.get("hypothesis")}
+            done |= await take(answer)
+            return None
+        except TauError as refused:
+            problem = refused.to_json()
+            problem |= {"error": without_data(problem["error"])} if problem.get("error") else {}
+    return problem
 
 
 async def rehearse_new(call: Call, name: str, files: list[Json]) -> Json:
     """Rehearses a pipeline that is not deployed.  Raises BadRequest if it fails, or is another."""
-    deployment = Deployment(call, files, None, None)
-    try:
+    async with Deployment(call, files, None, None) as deployment:
         for entry in deployment.entries:  # to build an environment runs what somebody has written
             if read_header(deployment.sources[entry].decode(), entry):
                 raise BadRequest("the answer asks for packages", "write it without, or install them for taud")
-        await deployment.prepare(None)
-        await deployment.like(call, name, None)
-        rows = {row["name"]: row for row in await deployment.load()}
-        if [*rows] != [name]:
-            raise BadRequest(f"the answer has {', '.join(rows)}", f"it must have one pipeline, '{name}'")
-        rehearsal = await deployment.rehearse(rows[name])
-    finally:
-        await deployment.close()
+        await deployment.like(call, None, None)
+        pipeline = await deployment.load_like(None)
+        if pipeline["name"] != name:
+            raise BadRequest(f"the answer has {pipeline['name']}", f"it must have one pipeline, '{name}'")
+        rehearsal = await deployment.rehearse(pipeline)
     if rehearsal["status"] != "success":
         error = rehearsal["error"] or {}
         raise BadRequest(f"it does not succeed: {error.get('message')}", "mend it", rehearsal=rehearsal)
@@ -6964,12 +6970,6 @@ async def deploy_new(call: Call, name: str, files: list[Json], start: bool) -> J
         await set_pause(call, name, False, False, "created by an agent: look at it, then resume it")
     commands = [shell_line("tau", "resume", name)] if paused else [shell_line("tau", "run", name)]
     return {"deployed": True, "version": row["version"], "paused": paused, "next": commands}
-
-
-def refusal_of(problem: TauError) -> Json:
-    """Returns why an answer of the agent was refused, without rows and variables."""
-    document = problem.to_json()
-    return document | ({"error": without_data(document["error"])} if document.get("error") else {})
 
 
 def as_files(texts: Mapping[str, str]) -> list[Json]:
@@ -6986,34 +6986,32 @@ def agent_settings(call: Call) -> Json:
 async def mend(call: Call, attempt: Json, healing: Json, auto: bool) -> Json:
     """Asks the agent, and tries its answers, until one is proven; returns the verdict."""
     name, run_id = attempt["pipeline"], attempt["run_id"]
-    case = await call.beside(lambda call: case_for_agent(call, attempt["incident"], healing["data"]))
-    sources = await call.beside(
-        lambda call: visible_sources(call, call.ask.version(name, attempt["version"])["sha256"])
-    )
-    entry = call.ask.version(name, attempt["version"])["entry"]
+    case = await call.beside(case_for_agent, attempt["incident"], healing["data"])
+    version = call.ask.version(name, attempt["version"])
+    sources, entry = await call.beside(visible_sources, version["sha256"]), version["entry"]
     texts = {path: content.decode("utf-8", "replace") for path, content in sources.items()}
     asked = {"task": "heal", **attempt, "entry": entry, "case": fence(case), "files": texts, "rules": HEAL_RULES}
+
+    async def take(answer: Json) -> Json:
+        done.update(reason=answer.get("reason"), cost=answer.get("cost"))
+        if answer["verdict"] == "no_change" and auto:
+            done["retried_as"] = (await retry(call, run_id, wait=False))["run_id"]
+        if answer["verdict"] != "change":
+            return {"verdict": answer["verdict"].replace("escalate", "escalated")}
+        files = as_files(texts | answer["files"])
+        done["diff"] = compare_sources(sources, {file["path"]: file["text"].encode() for file in files})
+        proof = {"verify": run_id, "probation": healing["probation"], "expect": attempt["version"]}
+        deployed = await deploy(call, files, entry=entry, name=name, dry_run=not auto, **proof)
+        shown = {} if auto else {"files": files, "entry": entry, "probation": healing["probation"]}
+        found = {"verdict": "fixed" if auto else "proven", "proof": deployed["proof"], "risks": [], **shown}
+        return found | pick(deployed["pipelines"][0], "version")
+
     done: Json = {}
-    problem: Json = {}
-    for number in range(1, healing["rounds"] + 1):
-        try:
-            answer = await ask_agent(call, asked | {"round": number, "error": problem or None}, healing)
-            done = {"rounds": number, **{key: answer.get(key) for key in ("hypothesis", "reason", "cost")}}
-            if answer["verdict"] == "no_change" and auto:
-                done["retried_as"] = (await retry(call, run_id, wait=False))["run_id"]
-            if answer["verdict"] != "change":
-                return done | {"verdict": answer["verdict"].replace("escalate", "escalated")}
-            files = as_files(texts | answer["files"])
-            done["diff"] = compare_sources(sources, {file["path"]: file["text"].encode() for file in files})
-            proof = {"verify": run_id, "probation": healing["probation"], "expect": attempt["version"]}
-            deployed = await deploy(call, files, entry=entry, name=name, dry_run=not auto, **proof)
-            done |= {"verdict": "fixed" if auto else "proven", "proof": deployed["proof"], "risks": []}
-            done |= {"files": files, "entry": entry, "probation": healing["probation"]} if not auto else {}
-            return done | pick(deployed["pipelines"][0], "version")
-        except TauError as wrong:
-            problem = refusal_of(wrong)
-    about = {"verdict": "escalated" if problem.get("risks") else "rejected", "reason": problem["message"]}
-    return done | about | {"risks": problem.get("risks", []), "error": problem}
+    if problem := await ask_until(call, asked, healing, done, take):
+        risks = problem.get("risks", [])
+        done |= {"verdict": "escalated" if risks else "rejected", "reason": problem["message"]}
+        done |= {"risks": risks, "error": problem}
+    return done
 
 
 @reads
@@ -7159,12 +7157,9 @@ async def backfill(
         raise BadRequest(f"no backfill from {from_} to {to or 'now'}: it ends before it begins, or is to come", AGAIN)
 
     def find(call: Call) -> tuple[int, list[str]]:
-        past: list[str] = []
-        for at, _ in times.ticks(begin - 1, end):
-            past.append(rfc3339(at))
-            call.budget.check()
-            if len(past) > BACKFILL_TICKS_MAX:
-                raise BadRequest(f"no backfill: there are more than {BACKFILL_TICKS_MAX:,} ticks", AGAIN)
+        past = [rfc3339(at) for at, _ in first_ticks(call, times, begin - 1, BACKFILL_TICKS_MAX + 1, end)]
+        if len(past) > BACKFILL_TICKS_MAX:
+            raise BadRequest(f"no backfill: there are more than {BACKFILL_TICKS_MAX:,} ticks", AGAIN)
         latest = call.ask.tick_runs(name, rfc3339(begin), rfc3339(end))
         return len(past), [tick for tick in past if wants_backfill(latest.get(tick), only)]
 
@@ -7173,7 +7168,7 @@ async def backfill(
         runs = [{"scheduled_for": tick, "run_id": None} for tick in wanted[:limit]]
     else:
         runs = await call.write(agenda.backfill, name, wanted[:limit], only)
-    answer = listing(call, "runs", runs, len(wanted), {"name": name, "from": from_, "to": to, "only": only})
+    answer = listing(call, "runs", runs, len(wanted))
     return {"pipeline": name, "dry_run": dry_run, "ticks": count, **answer}
 
 
@@ -7385,33 +7380,35 @@ def secret_list(call: Call) -> Json:
     tau secret list --json
     """
     # What an older Tau has deployed is among them when it is deployed again.
-    store, caller = call.daemon.store, call.caller
-    asking = collections.defaultdict[str, list[tuple[dict[str, bool], list[str]]]](list)  # by namespace
+    caller, settings = call.caller, call.daemon.settings
+    needed = collections.defaultdict[str, dict[str, bool]](dict)  # by namespace
+    users = collections.defaultdict[tuple[str, str], list[str]](list)
+
+    def add(namespace: str, names: dict[str, bool], by: list[str]) -> None:
+        for name, is_needed in names.items():
+            needed[namespace][name] = needed[namespace].get(name, False) or is_needed
+            users[namespace, name] += by
+
     own = f"SELECT {NAMESPACE_OF.format('pipeline')} AS namespace, secrets, json_group_array(pipeline) AS pipelines"
     for row in call.ask.rows(f"{own} FROM live WHERE secrets IS NOT NULL GROUP BY 1, 2"):
         if by := caller.sift(row["pipelines"]):
-            asking[row["namespace"]].append((row["secrets"], by))
+            add(row["namespace"], row["secrets"], by)
     if not caller.is_limited:
-        urls = {f"connection {name}": table["url"] for name, table in call.daemon.settings["connections"].items()}
-        for name, table in call.daemon.settings["notify"].items():
+        urls = {f"connection {name}": table["url"] for name, table in settings["connections"].items()}
+        for name, table in settings["notify"].items():
             key = table.get("secret", SIGNING_KEY)
             urls[f"notify {name}"] = table.get("url", "") + f"${{{key}}}" * (not key.startswith(SIGNING_KEY))
         for user, url in urls.items():
-            asking[DEFAULT_NAMESPACE].append((dict.fromkeys(re.findall(SECRET_IN_URL, url), True), [user]))
+            add(DEFAULT_NAMESPACE, dict.fromkeys(re.findall(SECRET_IN_URL, url), True), [user])
     secrets: list[Json] = []
     for namespace in call.ask.namespaces(caller.namespace):
-        folder, environ = Room.of(store, f"{namespace}/").secrets
+        folder, environ = Room.of(call.daemon.store, f"{namespace}/").secrets
         if not caller.patterns:
-            asking[namespace].append((dict.fromkeys(secrets_below(folder), False), []))
-        needed, users = dict[str, bool](), dict[str, list[str]]()
-        for names, by in asking[namespace]:
-            for name in names:
-                needed[name] = needed.get(name, False) or names[name]
-                users.setdefault(name, []).extend(by)
-        found = places_of(needed, folder, environ)
-        for name, place in found.items():
-            secrets.append({"name": name, "found": place, "used_by": sorted(users[name]), "namespace": namespace})
-    return listing(call, "secrets", secrets, len(secrets), {})
+            add(namespace, dict.fromkeys(secrets_below(folder), False), [])
+        for name, place in places_of(needed[namespace], folder, environ).items():
+            about = {"name": name, "found": place, "used_by": sorted(users[namespace, name]), "namespace": namespace}
+            secrets.append(about)
+    return listing(call, "secrets", secrets, len(secrets))
 
 
 def missing_secrets(call: Call) -> list[str]:
@@ -7433,9 +7430,8 @@ async def open_(call: Call, *, scope: str | None = None, print_: bool = False) -
     bound, caller, scope = map(Address, call.daemon.listeners.bound), call.caller, scope or call.caller.scope
     at = next((each for each in bound if each.host in LOOPBACK_HOSTS), None)
     if at is None:
-        stop, home = shell_line("tau", "shutdown"), call.daemon.home
-        start = shell_line("taud", *(() if home == find_home(None) else ("--home", home)), "--detach", "--port", 8400)
-        raise Conflict("this daemon has no TCP port on loopback, which browsers need", f"{stop}; {start}")
+        start = start_line(call.daemon.home, "--port", 8400)
+        raise Conflict("this daemon has no TCP port on loopback, which browsers need", f"tau shutdown; {start}")
     if type(caller) is not Caller or SCOPES.index(scope) > SCOPES.index(caller.scope):
         raise Forbidden(
             f"'{caller.name}' opens no page of scope {scope}", "`tau open` beside the daemon, or ask for less"
@@ -7445,64 +7441,33 @@ async def open_(call: Call, *, scope: str | None = None, print_: bool = False) -
     return {"address": f"{front}#word={word}", "scope": scope, "expires_at": rfc3339(until)}
 
 
-@admin
+@mark(scope="admin", added=(*MAY_HAVE, REASON))
 @writes
-async def namespace_create(
-    call: Call,
-    name: NamespaceName,
-    *,
-    weight: Weight | None = None,
-    max_running: Quota | None = None,
-    max_queued: Quota | None = None,
-    runs_per_day: Quota | None = None,
-    disk_bytes: Size | None = None,
-    memory_bytes: Size | None = None,
-    executor: str | None = None,
-    user: str | None = None,
-    connections: list[str] | None = None,
-    variables: list[str] | None = None,
-) -> Json:
+async def namespace_create(call: Call, name: NamespaceName) -> Json:
     """Create a namespace: a team's own names, secrets, data, keys, quotas, and its fair share of the slots.
 
-    executor      where all its runs run: an executor of tau.toml
-    user          the system user that its code runs as, away from the home: taud must be root
-
-        tau namespace create acme --weight 2 --max-running 4 --disk 10G
-        tau namespace create lab --executor worker1
+    tau namespace create acme --weight 2 --max-running 4 --disk 10G
+    tau namespace create lab --executor worker1
     """
-    if user and not call.ask.namespaces(name):
-        await asyncio.to_thread(check_user, call.daemon.home, name, user)
-    return await call.write(call.daemon.store.save_namespace, name, omit(call.arguments, ("name", "reason")), True)
+    return await save_namespace(call, name, True)
 
 
-@admin
+@mark(scope="admin", added=(*MAY_HAVE, REASON))
 @writes
-async def namespace_set(
-    call: Call,
-    name: NamespaceName,
-    *,
-    weight: Weight | None = None,
-    max_running: Quota | None = None,
-    max_queued: Quota | None = None,
-    runs_per_day: Quota | None = None,
-    disk_bytes: Size | None = None,
-    memory_bytes: Size | None = None,
-    executor: str | None = None,
-    user: str | None = None,
-    connections: list[str] | None = None,
-    variables: list[str] | None = None,
-) -> Json:
+async def namespace_set(call: Call, name: NamespaceName) -> Json:
     """Change what a namespace may have; what is not named stays.
 
-    executor      where all its runs run: an executor of tau.toml, or '' for where their pipelines say
-    user          the system user that its code runs as, away from the home: taud must be root
-
-        tau namespace set acme --weight 1 --runs-per-day 500
-        tau namespace set default --max-queued 1000
+    tau namespace set acme --weight 1 --runs-per-day 500
+    tau namespace set default --max-queued 1000
     """
-    if user and call.ask.namespaces(name):
-        await asyncio.to_thread(check_user, call.daemon.home, name, user)
-    return await call.write(call.daemon.store.save_namespace, name, omit(call.arguments, ("name", "reason")), False)
+    return await save_namespace(call, name, False)
+
+
+async def save_namespace(call: Call, name: str, is_new: bool) -> Json:
+    given = omit(call.arguments, ("name", "reason"))
+    if given.get("user") and bool(call.ask.namespaces(name)) != is_new:
+        await asyncio.to_thread(check_user, call.daemon.home, name, given["user"])
+    return await call.write(call.daemon.store.save_namespace, name, given, is_new)
 
 
 @sifts
@@ -7517,7 +7482,7 @@ def namespace_list(call: Call) -> Json:
         pick(row := call.ask.namespace(name), "name", "created_at") | row["options"]
         for name in call.ask.namespaces(call.caller.namespace)
     ]
-    return listing(call, "namespaces", rows, len(rows), {})
+    return listing(call, "namespaces", rows, len(rows))
 
 
 @sifts
@@ -7574,72 +7539,77 @@ async def namespace_audit(call: Call, asks: NamespaceName, owns: NamespaceName) 
         tau namespace audit beta acme --json
     """
     call.only_waits()
-    admin, namespaces = call.caller, {name: call.ask.namespace(name)["name"] for name in (asks, owns)}
-    if len(namespaces) < 2:
+    if len({call.ask.namespace(name)["name"] for name in (asks, owns)}) < 2:
         raise BadRequest("a namespace sees what is its own", "choose two namespaces")
-    words, marks = await call.beside(lambda call: words_of(call, owns))
-    own = next(iter(admin.within(asks, call.ask).sift(call.ask.known_names())), "audit")
+    words, marks = await call.beside(words_of, owns)
+    own = next(iter(call.caller.within(asks, call.ask).sift(call.ask.known_names())), "audit")
     matrix: dict[str, Json] = {}
     leaks: list[Json] = []
     for scope, (entry, kind, given, like) in itertools.product(("operate", "admin"), audited_calls(own, words)):
-        caller = Caller(full_name("audit", asks), scope, namespace=asks)
+        caller, word = Caller(full_name("audit", asks), scope, namespace=asks), words.get(kind, "")
         told = await heard_by(call, caller, entry, given)
         missing = told if given == like else await heard_by(call, caller, entry, like)
-        word = words.get(kind, "")
         asked = encode_json([given, full_name(str(word), DEFAULT_NAMESPACE)])
-        leaked = [mark for mark in marks if mark in told and mark not in asked]
-        is_other = without_words(told, word) != without_words(missing, word_of_nobody(word))
-        is_other |= kind != "asked" and told.startswith(WOULD_WRITE)
-        verdict = "LEAK" if leaked or is_other else "refused" if told.startswith(NOT_TOLD) else "nothing"
-        if verdict == "LEAK":
+        is_other = without_word(told, word) != without_word(missing, word_of_nobody(word))
+        would_write = kind != "asked" and told.startswith(WOULD_WRITE)
+        verdict = "refused" if told.startswith(NOT_TOLD) else "nothing"
+        if is_other or would_write or any(mark in told and mark not in asked for mark in marks):
+            verdict = "LEAK"
             leaks.append({"operation": entry.words, "scope": scope, "given": given, "told": cut_text(told, 500)})
         row = matrix.setdefault(entry.name, {"operation": entry.words})
         row[kind] = max(verdict, row.get(kind, verdict), key=("nothing", "refused", "LEAK").index)
     return {"ok": not leaks, "asks": asks, "owns": owns, "words": words, "matrix": [*matrix.values()], "leaks": leaks}
 
 
-#: Annotation of an argument → the kinds of word that it may be; what no annotation of KINDS tells names nothing.
+#: Annotation of an argument → the kinds of word that it may be; what another annotation tells names nothing.
 WORDS_OF: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("Subject", "list[RunId]", "RunId"), ("pipeline", "pattern", "run", "beginning", "incident")),
     "PipelineName": ("pipeline", "pattern"),
-    **{kind: (word,) for kind, word in (("KeyName", "key"), ("SecretName", "secret"), ("NamespaceName", "namespace"))},
-    **{kind: (word,) for kind, word in (("Seq", "cursor"), ("list[Json]", "chain"))},
+    "KeyName": ("key",),
+    "SecretName": ("secret",),
+    "NamespaceName": ("namespace",),
+    "Seq": ("cursor",),
+    "list[Json]": ("chain",),
     "str": ("pipeline", "pattern", "run", "incident", "key", "secret", "place", "recipient", "letter"),
 }
-NAMELESS = (
-    *("int", "float", "bool", "Duration", "Size", "Quota", "Weight", "Limit", "LogLimit", "Bytes", "list[int]"),
-    *("TickLimit", "Json", "Texts", "list[str]", "EnvironmentName", "FilePath"),
-)
+#: Kind of word → its column, its table, and the column with the name of whose it is.
+WORD_TABLES = {
+    "pipeline": ("name", "pipelines", "name"),
+    "key": ("name", "keys", "name"),
+    "run": ("run_id", "runs", "pipeline"),
+    "incident": ("incident", "incidents", "pipeline"),
+    "place": ("place", "lineage", "pipeline"),
+}
 #: Operation that writes and itself leaves out what its caller must not see → arguments with which it changes nothing.
-SPARED: dict[str, Json] = {"check": {"entry": "audit.py"}, "secret_set": {"value": ""}}
-SPARED |= {"deploy": {"dry_run": True, "entry": "audit.py", "schedule": None}, "backup": {"file": "audit"}}
-SPARED |= {"key_create": {"name": "key"}, "secret_remove": {}, "notify_test": {}, "notify_retry": {}}
+SPARED: dict[str, Json] = {
+    "deploy": {"dry_run": True, "entry": "audit.py", "schedule": None},
+    "check": {"entry": "audit.py"},
+    "backup": {"file": "audit"},
+    "secret_set": {"value": ""},
+    "key_create": {"name": "key"},
+    **{name: {} for name in ("secret_remove", "notify_test", "notify_retry")},
+}
 CHAINED, NOT_TOLD = "from tau import pipeline\n@pipeline(after=[{}])\ndef audit(ctx): ...\n", "refused: "
 WOULD_WRITE = "it would write: "
 
 
 def words_of(call: Call, namespace: str) -> tuple[Json, list[str]]:
     """Returns kind → a word that is a namespace's, and all that only an answer of its own may have in it."""
-    ask, folder = call.ask, Room.of(call.daemon.store, f"{namespace}/").secrets[0]
-    names = [name for name in ask.known_names() if namespace_of(name) == namespace]
-    keys = [row["name"] for row in ask.keys("", namespace)]
-    runs, incidents = ask.runs(None, None, LIST_MAX, names)[0], ask.incidents(LIST_MAX, {AMONG: names})[0]
+    ask, letters = call.ask, "SELECT id FROM dead_letters WHERE recipient IN (SELECT value FROM json_each(?))"
     recipients = [it.name for it in call.daemon.outbox.recipients.values() if it.caller.namespace == namespace]
-    letter = "SELECT id FROM dead_letters WHERE recipient IN (SELECT value FROM json_each(?))"
-    letters = ask.values(letter, encode_json(recipients))
-    uses = ask.lineage(names, name=None, place=None, resource=None)
-    of = {"pipeline": names, "run": [row["run_id"] for row in runs], "key": keys, "recipient": recipients}
-    of |= {"incident": [row["incident"] for row in incidents], "secret": secrets_below(folder), "letter": letters}
-    of |= {"place": [use["place"] for use in uses if use["place"]], "chain": names, "namespace": [namespace]}
-    words: Json = {kind: some[-1] for kind, some in of.items() if some}
-    words |= {kind: short_name(words[kind], "") for kind in ("pipeline", "key", "chain") if kind in words}
-    words |= {"beginning": words["run"][:-1]} if runs else {}
+    of = {"namespace": [namespace], "recipient": recipients, "letter": ask.values(letters, encode_json(recipients))}
+    of["secret"] = secrets_below(Room.of(call.daemon.store, f"{namespace}/").secrets[0])
+    for kind, (word, table, owner) in WORD_TABLES.items():
+        own = f"SELECT DISTINCT {word} FROM {table} WHERE {NAMESPACE_OF.format(owner)} = ? AND {word} != ''"
+        of[kind] = ask.values(f"{own} ORDER BY 1 LIMIT {LIST_MAX}", namespace)
+    words: Json = {kind: some[-1] for kind, some in of.items() if some} | {"cursor": ask.last_event() // 2}
+    words |= {kind: short_name(words[kind], "") for kind in ("pipeline", "key") if kind in words}
+    words |= {"chain": words["pipeline"]} if "pipeline" in words else {}
+    words |= {"beginning": words["run"][:-1]} if "run" in words else {}
     words |= {"pattern": f"{namespace}/*"} if namespace != DEFAULT_NAMESPACE else {}
-    bare = itertools.chain(*(of[kind] for kind in ("pipeline", "namespace", "recipient")))
-    marks = {encode_json(word) for word in bare if "/" not in word}
-    marks |= {word for word in itertools.chain(*of.values()) if "/" in word or word in {*of["run"], *of["incident"]}}
+    marks = {encode_json(word) for kind in ("pipeline", "namespace", "recipient") for word in of[kind]}
+    marks |= {word for some in of.values() for word in some if "/" in word}.union(of["run"], of["incident"])
     said = encode_json(schema(call))  # which has many words that a pipeline may have
-    words |= {"cursor": max(ask.last_event() - len(runs), 0)}
     return words, [mark for mark in marks if mark not in said]
 
 
@@ -7648,27 +7618,32 @@ def audited_calls(own: str, words: Json) -> Iterator[tuple[Operation, str, Json,
 
     Without a word the kind is `asked`.  What else an operation needs is *own*, a pipeline of who asks.
     """
+    usual: Json = {"list[RunId]": [own], "list[Json]": [{"path": "audit.py", "text": CHAINED.format("")}]}
     for entry in OPERATIONS.values():
-        usual: Json = {"list[RunId]": [own], "list[Json]": [{"path": "audit.py", "text": CHAINED.format("")}]}
-        is_called, harmless = entry.effect == "reads" or entry.name in SPARED, SPARED.get(entry.name, {})
-        kinds = {it.name: it.kind for it in entry.arguments.values()}
-        base = {name: usual.get(kinds[name], own) for name in entry.required()} | harmless
+        harmless = SPARED.get(entry.name, {})
+        base = {name: usual.get(entry.arguments[name].kind, own) for name in entry.required()} | harmless
         if entry.effect != "reads" or not base:
             yield entry, "asked", base, base
         for name, argument in entry.arguments.items():
-            is_free = name not in harmless and "enum" not in argument.wanted and argument not in entry.added
-            is_free &= is_called or argument.kind != "str"
-            for kind in WORDS_OF.get(argument.kind, ()) if is_free else ():
-                if kind in words:
-                    like = argued(argument.kind, word_of_nobody(words[kind]))
-                    yield entry, kind, base | {name: argued(argument.kind, words[kind])}, base | {name: like}
+            if name in harmless or "enum" in argument.wanted or argument in entry.added:
+                continue
+            if argument.kind == "str" and not is_called(entry):
+                continue
+            for kind in filter(words.get, WORDS_OF.get(argument.kind, ())):
+                given, like = (argued(argument, word) for word in (words[kind], word_of_nobody(words[kind])))
+                yield entry, kind, base | given, base | like
 
 
-def argued(kind: str, word: Any) -> Any:
-    """Returns a word as the value of an argument of a kind."""
-    if kind == "list[Json]":
-        return [{"path": "audit.py", "text": CHAINED.format(repr(word))}]
-    return [word] if kind == "list[RunId]" else word
+def is_called(entry: Operation) -> bool:
+    """Whether the audit calls an operation; another, which would write, is only asked whether it would."""
+    return entry.effect == "reads" or entry.name in SPARED
+
+
+def argued(argument: Argument, word: Any) -> Json:
+    """Returns a word as an argument."""
+    if argument.kind == "list[Json]":
+        return {argument.name: [{"path": "audit.py", "text": CHAINED.format(repr(word))}]}
+    return {argument.name: [word] if argument.kind == "list[RunId]" else word}
 
 
 def word_of_nobody(word: Any) -> Any:
@@ -7676,7 +7651,7 @@ def word_of_nobody(word: Any) -> Any:
     return re.sub(r"\w(?=\W*$)", lambda last: "y" if last[0] == "z" else "z", word) if isinstance(word, str) else word
 
 
-def without_words(told: str, word: Any) -> str:
+def without_word(told: str, word: Any) -> str:
     """Returns what was told without the word, and without the hint, which may be a word that looks alike."""
     for form in (str(word), full_name(str(word), DEFAULT_NAMESPACE)) if word else ():
         told = told.replace(form, "…")
@@ -7684,11 +7659,11 @@ def without_words(told: str, word: Any) -> str:
 
 
 async def heard_by(call: Call, caller: Caller, entry: Operation, given: Json) -> str:
-    """Returns what a caller is told; an operation that would write is only asked whether it would."""
+    """Returns what a caller is told."""
     trial = Call(call.connection, caller, None, entry, given)
     try:
         caller.check(entry)
-        if entry.effect != "reads" and entry.name not in SPARED:
+        if not is_called(entry):
             return f"{WOULD_WRITE}{encode_json(see(trial, given))}"
         trial.arguments = entry.check(given)
         return (await perform(trial)).decode()
@@ -7743,7 +7718,7 @@ def key_list(call: Call) -> Json:
     tau key list --json
     """
     keys = call.ask.keys(rfc3339(time.time()), call.caller.namespace)
-    return listing(call, "keys", keys, len(keys), {}) | {"configured": len(call.daemon.keys.given)}
+    return listing(call, "keys", keys, len(keys)) | {"configured": len(call.daemon.keys.given)}
 
 
 @sifts
@@ -7787,7 +7762,7 @@ def notify_list(call: Call, *, limit: Limit = 20) -> Json:
     letters = call.ask.rows(last, encode_json([*seen]), limit)
     for letter in letters:
         letter["next"] = [shell_line("tau", "notify", "retry", letter["id"])]
-    return listing(call, "recipients", recipients, len(recipients), {}) | {"dead_letters": letters}
+    return listing(call, "recipients", recipients, len(recipients)) | {"dead_letters": letters}
 
 
 def recipients_seen(call: Call) -> dict[str, Recipient]:
@@ -7806,10 +7781,9 @@ async def notify_test(call: Call, name: str) -> Json:
         tau notify test agent
         tau notify test agent --json
     """
-    event: Json = dict.fromkeys(EVENT_COLUMNS.split(", "))
-    event |= {"seq": 0, "at": rfc3339(time.time()), "type": "notify.test"}
-    event = event | {"actor": call.actor, "data": {"type": "test", "message": "it arrives"}}
-    return await send_now(call, name, event)
+    event: Json = dict.fromkeys(EVENT_COLUMNS.split(", ")) | {"seq": 0, "at": rfc3339(time.time())}
+    data = {"type": "test", "message": "it arrives"}
+    return await send_now(call, name, event | {"type": "notify.test", "actor": call.actor, "data": data})
 
 
 @sifts
@@ -7841,16 +7815,17 @@ async def send_now(call: Call, name: str, event: Any) -> Json:
     return {"recipient": name, **omit(await call.daemon.outbox.send(recipients[name], event), ("refused", "wait_s"))}
 
 
-def listing(call: Call, key: str, rows: list[Json], total: int, given: Json) -> Json:
-    """Returns the answer for a list: how many there are, and how to get more with these arguments if it is cut."""
+def listing(call: Call, key: str, rows: list[Json], total: int, **given: Any) -> Json:
+    """Returns the answer for a list: how many there are, and how to get more with the call's arguments if it is cut."""
     answer: Json = {key: rows, "total": total}
     limit, most = ("tail", LOGS_MAX) if key == "lines" else ("limit", LIST_MAX)
+    given |= omit(call.arguments, (limit, *given))
     if len(rows) < total:
         more = {"shown": len(rows), "total": total, "get": call.chosen.line(given | {limit: min(total, most)})}
         answer["truncated"] = more | ({"at_least": True} if total == most + 1 else {})  # counting stops there
     elif not total and key in EMPTY:
         subject = {name: value for name, value in given.items() if name in ("name", "run_id", "all")}
-        is_sifted = any(value for name, value in given.items() if name not in subject)
+        is_sifted = any(omit(given, (*subject, "fields")).values())
         answer["hint"] = f"none is like that: `{call.chosen.line(subject)}` lists all" if is_sifted else EMPTY[key]
     return answer
 
@@ -8747,9 +8722,7 @@ SHAPES = """
     scheduler.gap: cause from until seconds; clock.unset: shows:time; clock.set_back: from to:time seconds;
     daemon.stopping: drain:number cancel:flag; retention.forced: what older_than_s bytes most_bytes;
     store.copied: &backup; store.pruned: &pruned; store.restored: file:text lost:integer cancelled:integer;
-    namespace.created,namespace.changed: name weight?:integer max_running?:integer max_queued?:integer
-        runs_per_day?:integer disk_bytes?:integer memory_bytes?:integer executor?:text user? connections?:text*
-        variables?:text*;
+    namespace.created,namespace.changed: name &may_have?;
     secret.set,secret.removed,key.revoked,namespace.removed: name;
     key.created: name scope pipelines:text* expires_at;
     claim.begun,claim.ended: incident claimed_by:text? claimed_until:time?;
@@ -9829,7 +9802,7 @@ class Call:
         params = {"request": self.request, **event}
         self.connection.speech.send(encode({"jsonrpc": "2.0", "method": "event", "params": params}))
 
-    async def beside(self, work: Callable[[Call], Answer]) -> Answer:
+    async def beside(self, work: Callable[..., Answer], *arguments: Any) -> Answer:
         """Does what may take long in a thread, when it is the caller's turn and the peer has read earlier answers.
 
         *work* gets a call like this one, whose `ask` raises TooMuch at the operation's bounds, or if the caller leaves.
@@ -9839,15 +9812,15 @@ class Call:
             async with self.daemon.turns.each[self.actor], self.daemon.turns.all:
                 if self.connection.writable.is_set():
                     self.connection.check_room(self.actor)
-                    return await self.think(work)
+                    return await self.think(work, *arguments)
 
-    async def think(self, work: Callable[[Call], Answer]) -> Answer:
+    async def think(self, work: Callable[..., Answer], *arguments: Any) -> Answer:
         call = Call(self.connection, self.caller, self.request, self.chosen, self.arguments)
         call.budget = budget = Budget(self.chosen.bounds)
 
         def answer(db: sqlite3.Connection) -> Answer:
             call.ask = BoundedQuestions(db, budget)
-            return work(call)
+            return work(call, *arguments)
 
         thread = asyncio.ensure_future(asyncio.to_thread(self.daemon.store.database.read_beside, budget, answer))
         try:
@@ -11507,7 +11480,7 @@ async def local_caller(peer: Any, group: int | None, runner: Runner) -> Caller:
 
 
 class Deployment:
-    """Files that are deployed or checked, until close().
+    """Files that are deployed or checked.
 
     Meanwhile no virtual environment is removed: a version that is not in the store yet may need it.
     """
@@ -11522,9 +11495,12 @@ class Deployment:
         self.trial: Json = {}  # after like(): the job of a rehearsal
         self.venvs: dict[str, str] = {}  # entry → digest of the virtual environment that it needs
         self.folder = os.path.join(self.daemon.home, "versions", f".staged-{os.urandom(8).hex()}")
-        self.daemon.retention.deploying += 1
 
-    async def close(self) -> None:
+    async def __aenter__(self) -> Deployment:
+        self.daemon.retention.deploying += 1
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
         """Removes the unpacked files, and what the loaded ones have made there."""
         self.daemon.retention.deploying -= 1
         await asyncio.to_thread(remove_tree, self.folder)
@@ -11573,7 +11549,15 @@ class Deployment:
 
     async def like(self, call: Call, name: str | None, run_id: str | None) -> None:
         """From now on files are loaded and rehearsed as if the run *run_id* of the pipeline were theirs."""
-        self.trial = await call.beside(lambda call: rehearsal_of(call, name, run_id))
+        self.trial = await call.beside(rehearsal_of, name, run_id)
+
+    async def load_like(self, name: str | None) -> Json:
+        """Returns the pipeline to rehearse, once it is clear like what; BadRequest if the files have several."""
+        await self.prepare(None)
+        pipeline, *others = await self.load(name)
+        if others:
+            raise BadRequest("the file has several pipelines", "--name says which")
+        return pipeline
 
     async def rehearse(self, pipeline: Json, times: int = 1, given: Json | None = None) -> Json:
         """Runs a pipeline that is not deployed, with what an earlier run had; nothing changes, and no run is stored.
