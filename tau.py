@@ -5794,7 +5794,6 @@ async def deploy(
         tau deploy orders.py --schedule "0 6 * * *"
         tau deploy shop --entry main.py  # a folder, of which one file is loaded
     """
-    daemon = call.daemon
     async with Deployment(call, files, include, entry) as deployment:
         proof = None
         if verify is not None:
@@ -5803,7 +5802,7 @@ async def deploy(
             expect = proof.live if expect is None else expect
         built = await deployment.prepare(call.emit if follow else None)
         pipelines = await deployment.load(name)
-        if daemon.options["unscheduled"]:
+        if call.daemon.options["unscheduled"]:
             pipelines = [row | {"schedule": None, "every": None, "after": [], "retries": 0} for row in pipelines]
         if len(pipelines) > 1 and (schedule, expect) != (None, None):
             raise BadRequest("there are several pipelines: which one is meant?", "add --name NAME")
@@ -5814,18 +5813,18 @@ async def deploy(
         proven = await proof.rehearse(pipelines) if proof is not None else None
 
         def commit() -> list[Json]:
-            if probation is not None and not all(daemon.store.sql.live_version(row["name"]) for row in pipelines):
+            if probation is not None and not all(call.store.sql.live_version(row["name"]) for row in pipelines):
                 raise BadRequest("there is no version that could come back", "leave out --probation")
             if dry_run:
-                daemon.agenda.check(pipelines, call.caller, schedule, expect)
+                call.agenda.check(pipelines, call.caller, schedule, expect)
                 return []
-            deployed = daemon.agenda.deploy(pipelines, deployment.digest, call.caller, call.actor, schedule, expect)
-            daemon.store.add_sources(deployment.digest, deployment.sources)
-            daemon.store.add_proof(deployed, proven, probation)
+            deployed = call.agenda.deploy(pipelines, deployment.digest, call.caller, call.actor, schedule, expect)
+            call.store.add_sources(deployment.digest, deployment.sources)
+            call.store.add_proof(deployed, proven, probation)
             return deployed
 
         try:
-            deployed = await daemon.store.write(commit)
+            deployed = await call.store.write(commit)
         except Conflict as problem:
             if expect and (live := problem.detail.get("live")):
                 with contextlib.suppress(NotFound):  # what was expected never was, or was deleted
@@ -5850,7 +5849,7 @@ async def rollback(call: Call, name: PipelineName, *, to: int | None = None) -> 
         tau rollback orders
         tau rollback orders --to 3 --reason "version 4 counts twice"
     """
-    done = await call.daemon.store.write(call.daemon.agenda.roll_back, name, to, call.caller, call.actor)
+    done = await call.store.write(call.agenda.roll_back, name, to, call.caller, call.actor)
     return {**done, "next": [shell_line("tau", "run", name)]}
 
 
@@ -5886,8 +5885,8 @@ async def check(
     tau check orders.py
     tau check shop --entry main.py
     """
-    daemon, deployment = call.daemon, Deployment(call, files, include, entry)
-    secrets = places_of(dict.fromkeys(deployment.secrets, True), *Room.of(daemon.store, f"{call.caller.home}/").secrets)
+    deployment = Deployment(call, files, include, entry)
+    secrets = places_of(dict.fromkeys(deployment.secrets, True), *call.room().secrets)
     missing = [name for name, place in secrets.items() if place is None]
     answer: Json = {"ok": False, "error": None, "pipelines": [], "environments": []}
     answer |= {"secrets": secrets, "missing_imports": [], "missing_secrets": missing}
@@ -5897,8 +5896,8 @@ async def check(
             answer |= await deployment.ask(deployment.entries[0], {"kind": "scan"})
             pipelines = await deployment.load()
             answer["pipelines"] = await call.beside(lambda call: [preview_pipeline(call, row) for row in pipelines])
-            if not daemon.options["unscheduled"]:
-                await daemon.store.write(daemon.agenda.check, pipelines, call.caller)
+            if not call.daemon.options["unscheduled"]:
+                await call.store.write(call.agenda.check, pipelines, call.caller)
             answer["ok"] = True
     except (BadRequest, LoadFailed, NotFound, Forbidden) as problem:
         answer["error"] = problem.to_json()
@@ -5909,7 +5908,7 @@ def preview_pipeline(call: Call, row: Json) -> Json:
     """Describes a pipeline that is not deployed, with its next ticks."""
     now = time.time()
     schedule = {"options": schedule_options(row, {}), "anchor_at": rfc3339(now)}
-    ticks = preview(call, *timing(schedule, call.daemon.agenda), int(now))["ticks"]
+    ticks = preview(call, *timing(schedule, call.agenda), int(now))["ticks"]
     return omit(row, ("function", "secrets")) | {"ticks": ticks}
 
 
@@ -5928,11 +5927,10 @@ async def undeploy(call: Call, name: PipelineName) -> Json:
     tau undeploy orders
     tau --env production undeploy orders  # a daemon elsewhere
     """
-    daemon = call.daemon
-    cancelled = await call.write(daemon.agenda.undeploy, name)
+    cancelled = await call.write(call.agenda.undeploy, name)
     if name == CANARY:
-        await daemon.store.write(daemon.store.delete_pipeline, name)
-        remove_tree(data_directory(daemon.home, name))
+        await call.store.write(call.store.delete_pipeline, name)
+        remove_tree(data_directory(call.daemon.home, name))
     return {"name": name, "changed": cancelled is not None, "cancelled_runs": cancelled or []}
 
 
@@ -6008,7 +6006,7 @@ def lineage(call: Call, name: str | None = None, resource: str | None = None, *,
 
 def place_of(call: Call, word: str) -> str:
     """Returns the name of a place.  Raises NotFound for a relative path: each pipeline has its own directory."""
-    url = Room.of(call.daemon.store, f"{call.caller.home}/").connections.get(word, {"url": word})["url"]
+    url = call.room().connections.get(word, {"url": word})["url"]
     place = word if word.startswith("@") else place_name(url, "/")
     if place != word and place != place_name(url, "/other"):
         known, wrong = call.caller.sift(call.ask.known_names()), "is no pipeline, and no URL or absolute path"
@@ -6132,8 +6130,7 @@ async def answer_run(call: Call, asked: Json, wait: bool, timeout: float | None,
     """Adds the run that is *asked* for; returns its document at its end, or at once unless *wait*."""
     if follow and not wait:
         raise BadRequest("--follow waits for the run, --detach does not", "choose one of them")
-    store = call.daemon.store
-    run_id, status, again = await store.write(lambda: store.add_run(actor=call.actor, **asked))
+    run_id, status, again = await call.store.write(lambda: call.store.add_run(actor=call.actor, **asked))
     document: Json = {"run_id": run_id, "status": status}
     if wait:
         await await_runs(call, [run_id], timeout, follow)
@@ -6183,8 +6180,8 @@ def describe_ended(call: Call, run_id: str) -> Json:
     """Returns the document of a run; that of a live run says how to wait for it."""
     if (status := call.ask.status_of(run_id)) in FINAL:
         return describe(call, run_id)
-    words = [["inspect", run_id]] if status == "retrying" else []  # an attempt has failed: why?
-    commands = [shell_line("tau", *each) for each in [*words, ["wait", run_id]]]
+    verbs = ["inspect", "wait"] if status == "retrying" else ["wait"]  # an attempt has failed: why?
+    commands = [shell_line("tau", verb, run_id) for verb in verbs]
     return {"run_id": run_id, "status": status, "waited": False, "next": commands}
 
 
@@ -6319,9 +6316,9 @@ async def cancel(call: Call, run_id: Subject, *, force: bool = False) -> Json:
     """
     daemon, ask = call.daemon, call.ask
     run_id = ask.pick_live(run_id)
-    moved = await call.write(daemon.store.cancel_waiting, run_id)
+    moved = await call.write(call.store.cancel_waiting, run_id)
     if not moved and ask.status_of(run_id) not in FINAL:
-        await call.write(daemon.store.event, "run.cancelling", ask.owner(run_id), None, {"run_id": run_id})
+        await call.write(call.store.event, "run.cancelling", ask.owner(run_id), None, {"run_id": run_id})
         await daemon.runner.stop(run_id, "cancelled", force)
         call.only_waits()
         await daemon.feed.finished(run_id)
@@ -6354,7 +6351,7 @@ def runs(
         tau runs --status failed --since 24h
     """
     call.ask.known(name)
-    zone = Zone(call.daemon.settings["timezone"])
+    zone = Zone(call.settings["timezone"])
     ids = [text and past_id(text, zone) for text in (since, until)]
     return listing(call, "runs", *call.ask.runs(name, status, limit, call.among(), ids, trigger))
 
@@ -6563,7 +6560,7 @@ async def state(call: Call, name: PipelineName, *, set_: Json | None = None, cle
     if (clear and set_ is not None) or len(encode_json(set_)) > STATE_BYTES_MAX:
         raise BadRequest(f"--clear, or --set with at most {STATE_BYTES_MAX:,} bytes", "keep large data elsewhere")
     new = {} if clear else set_
-    changed = new is not None and await call.write(call.daemon.store.set_state, name, new)
+    changed = new is not None and await call.write(call.store.set_state, name, new)
     return {"pipeline": name, **call.ask.state(name), "changed": changed}
 
 
@@ -6665,7 +6662,7 @@ def calendar(
         tau calendar orders --days 60 --timezone Europe/London
     """
     call.ask.known(name)
-    zone, now = Zone(timezone or call.daemon.settings["timezone"]), int(time.time())
+    zone, now = Zone(timezone or call.settings["timezone"]), int(time.time())
     first = (now + zone.offset(now)) // DAY_S - days + 1
     begins = [zone.instant(day * DAY_S) for day in range(first, first + days + 1)]
     rows, total = call.ask.calendar(limit, call.among(), name)
@@ -6689,9 +6686,9 @@ def coming(call: Call, row: Json, until: int) -> Json:
     """Returns the first ticks of a schedule up to an instant, and whether there are more."""
     options, first = row["options"], list[str]()
     if row["due_at"] and (begin := instant_of(row["next_at"])) <= until:  # the next one is known already
-        times, _ = timing(row, call.daemon.agenda)
+        times, _ = timing(row, call.agenda)
         first = [rfc3339(at) for at, _ in first_ticks(call, times, begin - 1, DAY_S // 3600 + 1, until)]
-    zone = options["timezone"] or call.daemon.agenda.timezone
+    zone = options["timezone"] or call.agenda.timezone
     shown = pick(options, "cron", "every_s") | {"timezone": zone, "held": row["held"]}
     return shown | {"coming": first[:24], "more": len(first) > 24}
 
@@ -6718,7 +6715,7 @@ def ticks(
         tau ticks "0 9 * * mon-fri" --timezone Europe/London
         tau ticks --every 90m --after 2026-01-01T06:00 --limit 10
     """
-    zone = Zone(timezone or call.daemon.settings["timezone"])
+    zone = Zone(timezone or call.settings["timezone"])
     begin = int(time.time()) if after is None else parse_time(after, zone)
     times = times_of(SCHEDULE_OPTIONS | read_timing(expr, every, None, zone), begin, zone)
     return preview(call, times, zone, begin, limit) | {"kind": times and times.kind, "timezone": zone.name}
@@ -6788,10 +6785,9 @@ async def schedule(
         tau schedule orders "0 6 * * *" --timezone Europe/London
         tau schedule orders --every 15m --overlap queue
     """
-    agenda = call.daemon.agenda
     before = call.ask.schedule(name, undeployed=clear)
     command = {} if clear else before["command"]
-    zone = Zone(timezone or before["options"]["timezone"] or agenda.timezone)
+    zone = Zone(timezone or before["options"]["timezone"] or call.agenda.timezone)
     if expr is not None or every is not None or at is not None:
         command, enable = retimed(command, read_timing(expr, every, at, zone)), not disable
     if disable and enable:
@@ -6810,9 +6806,9 @@ async def schedule(
     fired: Json = {"changed": False}
     if disable or enable or clear or command != before["command"]:
         enabled = False if disable else True if enable or clear else None
-        fired["changed"] = await call.write(agenda.set_schedule, name, command, enabled)
+        fired["changed"] = await call.write(call.agenda.set_schedule, name, command, enabled)
     if now:
-        fired = await call.write(agenda.fire_next, name)
+        fired = await call.write(call.agenda.fire_next, name)
     answer = await call.beside(lambda call: find_schedule(call, name, clear) | fired)
     make = shell_line("tau", "schedule", name, "0 6 * * *")
     return answer if answer["kind"] else answer | {"hint": f"it has no schedule; `{make}` makes one"}
@@ -6820,10 +6816,9 @@ async def schedule(
 
 def find_schedule(call: Call, name: str, undeployed: bool = False) -> Json:
     """Returns a schedule as a document: its options, where they come from, the next ticks."""
-    agenda = call.daemon.agenda
     row = call.ask.schedule(name, undeployed)
     paused = call.ask.pause(name) or call.ask.pause("")
-    times, zone = timing(row, agenda)
+    times, zone = timing(row, call.agenda)
     return {
         "pipeline": name,
         "source": source_of(row["options"], row["command"]),
@@ -6850,7 +6845,7 @@ async def claim(call: Call, incident: Subject, *, for_: Duration = 900.0, releas
         tau claim inc:9f2c41d07be3 --for 30m
         tau claim inc:9f2c41d07be3 --release
     """
-    return await call.write(call.daemon.store.claim, incident, 0.0 if release else for_, str(call.actor))
+    return await call.write(call.store.claim, incident, 0.0 if release else for_, str(call.actor))
 
 
 @writes
@@ -6862,8 +6857,8 @@ async def heal(call: Call, name: PipelineName, *, auto: bool = False) -> Json:
         tau heal orders
         tau heal orders --auto
     """
-    store, healing, began = call.daemon.store, agent_settings(call), time.monotonic()
-    attempt = await call.write(store.begin_heal, name, healing)
+    healing, began = agent_settings(call), time.monotonic()
+    attempt = await call.write(call.store.begin_heal, name, healing)
     call.actor.reason = call.actor.reason or f"{attempt['attempt']} mends {attempt['incident']}"
     done: Json = {"verdict": "given_up", "reason": "taud ended, or the caller left"}
     try:
@@ -6876,9 +6871,7 @@ async def heal(call: Call, name: PipelineName, *, auto: bool = False) -> Json:
         raise
     finally:
         done = attempt | done | {"duration_s": round(time.monotonic() - began, 3)}
-        await asyncio.shield(
-            asyncio.ensure_future(call.write(store.end_heal, omit(done, ("files", "entry", "probation")), healing))
-        )
+        await asyncio.shield(call.write(call.store.end_heal, omit(done, ("files", "entry", "probation")), healing))
     return done
 
 
@@ -6907,7 +6900,7 @@ async def create(
     healing = agent_settings(call)
     seen = {place: await peek_(call, place) for place in (places or "").split(",") if place}
     secrets = await call.beside(secret_list)
-    connections = sorted(Room.of(call.daemon.store, f"{call.caller.home}/").connections)
+    connections = sorted(call.room().connections)
     asked: Json = {"task": "create", "pipeline": own, "intent": intent, "files": {}, "entry": f"{own}.py"}
     asked |= {"places": fence(seen), "manual": sys.modules[__name__].manual_page("authoring"), "rules": CREATE_RULES}
     asked |= {"connections": connections, "secrets": [row["name"] for row in secrets["secrets"]]}
@@ -6968,8 +6961,8 @@ async def deploy_new(call: Call, name: str, files: list[Json], start: bool) -> J
     (row,) = (await deploy(call, files, expect=0))["pipelines"]
     if paused := row["next_at"] is not None and not start:
         await set_pause(call, name, False, False, "created by an agent: look at it, then resume it")
-    commands = [shell_line("tau", "resume", name)] if paused else [shell_line("tau", "run", name)]
-    return {"deployed": True, "version": row["version"], "paused": paused, "next": commands}
+    command = shell_line("tau", "resume" if paused else "run", name)
+    return {"deployed": True, "version": row["version"], "paused": paused, "next": [command]}
 
 
 def as_files(texts: Mapping[str, str]) -> list[Json]:
@@ -6977,7 +6970,7 @@ def as_files(texts: Mapping[str, str]) -> list[Json]:
 
 
 def agent_settings(call: Call) -> Json:
-    healing: Json = call.daemon.settings["heal"]
+    healing: Json = call.settings["heal"]
     if not healing["command"]:
         raise BadRequest("[heal] names no agent", f"{HEAL_HINT} in tau.toml, then `kill -HUP` of taud or a restart")
     return healing
@@ -7059,7 +7052,7 @@ def tick_at(call: Call, name: str, asked: int | None, now: int) -> Json:
     text, row = rfc3339(asked), ask.schedule(name)
     if (decision := ask.decision_on(name, text)) is not None:
         return decision
-    times, _ = timing(row, call.daemon.agenda)
+    times, _ = timing(row, call.agenda)
     is_tick = times is not None and (times.next(asked - 1) or [None])[0] == asked
     if is_tick and asked > instant_of(row["watermark_at"]):
         reason = "it is still to come" if asked > now else "it has not been decided yet"
@@ -7072,7 +7065,7 @@ def find_blockers(call: Call, schedule: Json, upstream: list[Json]) -> Iterator[
     """Yields each reason why a pipeline does not run by itself now, with details."""
     ask, name, overlap = call.ask, schedule["pipeline"], schedule["overlap"]
     row, options = ask.schedule(name), ask.version(name, None)["options"]
-    if wrong := call.daemon.agenda.fault(name, options, row["command"]):
+    if wrong := call.agenda.fault(name, options, row["command"]):
         yield {"by": "invalid", "reason": str(wrong), "hint": wrong.hint}
     if not schedule["enabled"]:
         yield {"by": "disabled", "hint": shell_line("tau", "schedule", name, "--enable")}
@@ -7081,10 +7074,10 @@ def find_blockers(call: Call, schedule: Json, upstream: list[Json]) -> Iterator[
             yield {"by": "paused", **pause, "all": not scope, "hint": shell_line("tau", "resume", word)}
     if overlap != "allow" and (active := ask.unfinished_ticks(name)):
         yield {"by": "overlap", "overlap": overlap, "run_ids": active[:TICKS_SHOWN]}
-    if ask.is_full(namespace_of(name), most := call.daemon.settings["max_queued"]):
+    if ask.is_full(namespace_of(name), most := call.settings["max_queued"]):
         yield {"by": "queue full", "queued": most, "hint": "tau status"}
     namespace = ask.namespace(namespace_of(name))
-    for quota in call.daemon.store.quotas(ask, namespace):
+    for quota in call.store.quotas(ask, namespace):
         if quota["used"] >= quota["limit"]:
             yield {"by": "quota", **quota, "hint": shell_line("tau", "namespace", "show", namespace["name"])}
     if (most := options.get("max_concurrent")) is not None and ask.live_runs(name) >= most:
@@ -7146,9 +7139,9 @@ async def backfill(
         tau backfill orders --from 2026-01-01 --dry-run
         tau backfill orders --from 2026-01-01 --to 2026-01-31 --only failed
     """
-    agenda, now = call.daemon.agenda, int(time.time())
+    now = int(time.time())
     row = call.ask.schedule(name)
-    times, zone = timing(row, agenda)
+    times, zone = timing(row, call.agenda)
     if times is None:
         hint = shell_line("tau", "schedule", name, "0 6 * * *")
         raise BadRequest(f"'{name}' has no schedule: there are no ticks", hint)
@@ -7167,7 +7160,7 @@ async def backfill(
     if dry_run:
         runs = [{"scheduled_for": tick, "run_id": None} for tick in wanted[:limit]]
     else:
-        runs = await call.write(agenda.backfill, name, wanted[:limit], only)
+        runs = await call.write(call.agenda.backfill, name, wanted[:limit], only)
     answer = listing(call, "runs", runs, len(wanted))
     return {"pipeline": name, "dry_run": dry_run, "ticks": count, **answer}
 
@@ -7215,9 +7208,9 @@ async def set_pause(call: Call, name: str | None, everything: bool, healing: boo
     if [name is not None, everything, healing].count(True) != 1 or name == "":
         raise BadRequest("give the name of a pipeline, or --all, or --healing", "tau pause NAME")
     if healing:
-        changed = await call.write(call.daemon.store.pause_healing, reason)
+        changed = await call.write(call.store.pause_healing, reason)
     else:
-        changed = await call.write(call.daemon.agenda.pause, name or "", reason)
+        changed = await call.write(call.agenda.pause, name or "", reason)
     kept = call.ask.remembered(HEALING) if healing else call.ask.pause(name or "")  # a second pause does not change it
     about: Json = {"pipeline": name, "all": everything, "paused": reason is not None}
     about |= {"healing": True} if healing else {}
@@ -7271,19 +7264,20 @@ async def backup(call: Call, file: FilePath | None = None, *, force: bool = Fals
         tau backup
         tau backup tau.backup --force
     """
-    daemon, store, caller = call.daemon, call.daemon.store, call.caller
+    daemon, caller = call.daemon, call.caller
     if caller.holder.is_limited:  # it is a file of the daemon's machine
         raise Forbidden(f"'{caller.name}' is for {caller.reach} only", SEEN_HINT)
+    folder = os.path.join(daemon.home, BACKUPS)
     if file is None:
-        make_directory(os.path.join(daemon.home, BACKUPS))
-    path = file or os.path.join(daemon.home, BACKUPS, f"{rfc3339(time.time()).replace(':', '-')}.tau")
+        make_directory(folder)
+    path = file or os.path.join(folder, f"{rfc3339(time.time()).replace(':', '-')}.tau")
     if not os.path.isabs(path) or "\0" in path:
         raise BadRequest(f"'{path}' is not an absolute path", "it is a file of the daemon's machine")
-    database = store.database.path
+    database = call.store.database.path
     async with daemon.copying:
         check_target(path, database, force)
         written = await asyncio.to_thread(write_copy, database, path, caller.namespace)
-    await call.write(store.event, "store.copied", None, None, written)
+    await call.write(call.store.event, "store.copied", None, None, written)
     return written
 
 
@@ -7299,12 +7293,12 @@ async def shutdown(call: Call, *, drain: float = 0.0, cancel: bool = False) -> J
         tau shutdown --drain 60  # live runs have a minute to end
     """
     with contextlib.suppress(StorageFull):  # a daemon without room can be stopped
-        await call.write(call.daemon.store.event, "daemon.stopping", None, None, {"drain": drain, "cancel": cancel})
+        await call.write(call.store.event, "daemon.stopping", None, None, {"drain": drain, "cancel": cancel})
     # The daemon owns the task: a client that goes away must not leave the drain half done.
     await asyncio.shield(call.daemon.runner.spawn(call.daemon.wind_up(drain, cancel)))
     counts = call.ask.totals()
-    left = {"live_runs": counts["running"], "queued_runs": counts["queued"]}
-    return {"pid": os.getpid(), "stopping": True, **left}
+    about: Json = {"pid": os.getpid(), "stopping": True}
+    return about | {"live_runs": counts["running"], "queued_runs": counts["queued"]}
 
 
 @sifts
@@ -7354,7 +7348,7 @@ async def secret_remove(call: Call, name: SecretName) -> Json:
 
 async def save_secret(call: Call, name: str, data: bytes | None) -> Json:
     """Writes a secret's file, or without *data* removes it."""
-    folder, environ = Room.of(call.daemon.store, f"{call.caller.home}/").secrets
+    folder, environ = call.room().secrets
     path = secret_path(folder, name)
     changed = read_bytes(path) != data
     try:
@@ -7367,7 +7361,7 @@ async def save_secret(call: Call, name: str, data: bytes | None) -> Json:
         raise disk_error(path, problem) from None
     if changed:
         about = {"name": full_name(name, call.caller.home)}
-        await call.write(call.daemon.store.event, "secret.set" if data else "secret.removed", None, None, about)
+        await call.write(call.store.event, "secret.set" if data else "secret.removed", None, None, about)
     return {"name": name, "changed": changed, "found": usable_secret(name, folder, environ)[1]}
 
 
@@ -7380,7 +7374,7 @@ def secret_list(call: Call) -> Json:
     tau secret list --json
     """
     # What an older Tau has deployed is among them when it is deployed again.
-    caller, settings = call.caller, call.daemon.settings
+    caller, settings = call.caller, call.settings
     needed = collections.defaultdict[str, dict[str, bool]](dict)  # by namespace
     users = collections.defaultdict[tuple[str, str], list[str]](list)
 
@@ -7402,7 +7396,7 @@ def secret_list(call: Call) -> Json:
             add(DEFAULT_NAMESPACE, dict.fromkeys(re.findall(SECRET_IN_URL, url), True), [user])
     secrets: list[Json] = []
     for namespace in call.ask.namespaces(caller.namespace):
-        folder, environ = Room.of(call.daemon.store, f"{namespace}/").secrets
+        folder, environ = Room.of(call.store, f"{namespace}/").secrets
         if not caller.patterns:
             add(namespace, dict.fromkeys(secrets_below(folder), False), [])
         for name, place in places_of(needed[namespace], folder, environ).items():
@@ -7430,8 +7424,8 @@ async def open_(call: Call, *, scope: str | None = None, print_: bool = False) -
     bound, caller, scope = map(Address, call.daemon.listeners.bound), call.caller, scope or call.caller.scope
     at = next((each for each in bound if each.host in LOOPBACK_HOSTS), None)
     if at is None:
-        start = start_line(call.daemon.home, "--port", 8400)
-        raise Conflict("this daemon has no TCP port on loopback, which browsers need", f"tau shutdown; {start}")
+        hint = "; ".join(("tau shutdown", start_line(call.daemon.home, "--port", 8400)))
+        raise Conflict("this daemon has no TCP port on loopback, which browsers need", hint)
     if type(caller) is not Caller or SCOPES.index(scope) > SCOPES.index(caller.scope):
         raise Forbidden(
             f"'{caller.name}' opens no page of scope {scope}", "`tau open` beside the daemon, or ask for less"
@@ -7467,7 +7461,7 @@ async def save_namespace(call: Call, name: str, is_new: bool) -> Json:
     given = omit(call.arguments, ("name", "reason"))
     if given.get("user") and bool(call.ask.namespaces(name)) != is_new:
         await asyncio.to_thread(check_user, call.daemon.home, name, given["user"])
-    return await call.write(call.daemon.store.save_namespace, name, given, is_new)
+    return await call.write(call.store.save_namespace, name, given, is_new)
 
 
 @sifts
@@ -7496,10 +7490,9 @@ def namespace_show(call: Call, name: NamespaceName | None = None) -> Json:
         tau namespace show --namespace acme
     """
     row = call.ask.namespace((call.caller.within(name, call.ask) if name else call.caller).home)
-    store = call.daemon.store
-    store.disk[row["name"]] = disk_used(store.home, call.ask, row["name"])
+    call.store.disk[row["name"]] = disk_used(call.store.home, call.ask, row["name"])
     about = {"name": row["name"], "created_at": row["created_at"], **row["options"]}
-    return about | {"used": {quota: store.used(call.ask, row, quota) for quota in QUOTAS}}
+    return about | {"used": {quota: call.store.used(call.ask, row, quota) for quota in QUOTAS}}
 
 
 @admin
@@ -7518,8 +7511,8 @@ async def namespace_remove(call: Call, name: NamespaceName, *, force: bool = Fal
         for run_id in run_ids:
             await asyncio.to_thread(remove_tree, daemon.runner.memos(run_id))
     # A crash before the end leaves the namespace, which can be removed again, and never data without a namespace.
-    places = [user_place(daemon.home, name), os.path.join(daemon.home, "namespaces", name)]
-    for place in (*places, secrets_folder(daemon.home, name)):
+    home, own = daemon.home, os.path.join(daemon.home, "namespaces", name)
+    for place in (user_place(home, name), own, secrets_folder(home, name)):
         await asyncio.to_thread(remove_tree, place)
     await call.write(daemon.store.remove_namespace, name)
     daemon.keys.read()
@@ -7598,7 +7591,7 @@ def words_of(call: Call, namespace: str) -> tuple[Json, list[str]]:
     ask, letters = call.ask, "SELECT id FROM dead_letters WHERE recipient IN (SELECT value FROM json_each(?))"
     recipients = [it.name for it in call.daemon.outbox.recipients.values() if it.caller.namespace == namespace]
     of = {"namespace": [namespace], "recipient": recipients, "letter": ask.values(letters, encode_json(recipients))}
-    of["secret"] = secrets_below(Room.of(call.daemon.store, f"{namespace}/").secrets[0])
+    of["secret"] = secrets_below(Room.of(call.store, f"{namespace}/").secrets[0])
     for kind, (word, table, owner) in WORD_TABLES.items():
         own = f"SELECT DISTINCT {word} FROM {table} WHERE {NAMESPACE_OF.format(owner)} = ? AND {word} != ''"
         of[kind] = ask.values(f"{own} ORDER BY 1 LIMIT {LIST_MAX}", namespace)
@@ -7703,7 +7696,7 @@ async def key_create(
         "created_at": rfc3339(now),
         "expires_at": None if expires is None else rfc3339(now + expires),
     }
-    await call.write(call.daemon.store.add_key, shown | {"sha256": digest_key(key).hex()})
+    await call.write(call.store.add_key, shown | {"sha256": digest_key(key).hex()})
     call.daemon.keys.read()
     return shown | {"key": key}
 
@@ -7732,7 +7725,7 @@ async def key_revoke(call: Call, name: KeyName) -> Json:
         tau key revoke ci
         tau key revoke monitoring --json
     """
-    changed = await call.write(call.daemon.store.revoke_key, name)
+    changed = await call.write(call.store.revoke_key, name)
     call.daemon.keys.read()
     call.daemon.drop_revoked(call.connection)
     return {"name": name, "changed": changed}
@@ -7803,7 +7796,7 @@ async def notify_retry(call: Call, id_: str) -> Json:
     event = call.ask.row(f"SELECT {EVENT_COLUMNS} FROM events WHERE seq = ?", letter["seq"])
     done = await send_now(call, letter["recipient"], event)
     if done["ok"]:
-        await call.daemon.store.write(call.daemon.outbox.delete_letter, id_)
+        await call.store.write(call.daemon.outbox.delete_letter, id_)
     return done
 
 
@@ -8816,12 +8809,12 @@ def object_of(document: str, parts: Json) -> Json:
     made: Json = {"type": "object", "properties": properties, "required": [word for word in fields if fields[word][1]]}
     if document == "event":  # its type says what its data are
         properties["type"] = {"enum": [*EVENT_TYPES]}
-        made["allOf"] = [case_of(name, schema_of(name, parts)) for name in EVENT_TYPES if name in shapes()]
+        made["allOf"] = [
+            {"if": {"properties": {"type": {"const": name}}}, "then": {"properties": {"data": schema_of(name, parts)}}}
+            for name in EVENT_TYPES
+            if name in shapes()
+        ]
     return made
-
-
-def case_of(event_type: str, data: Json) -> Json:
-    return {"if": {"properties": {"type": {"const": event_type}}}, "then": {"properties": {"data": data}}}
 
 
 def document_schema(*kinds: str) -> Json:
@@ -9781,11 +9774,16 @@ class Call:
         self.connection, self.caller, self.request, self.chosen = connection, caller, request, chosen
         self.daemon, self.actor, self.arguments = connection.daemon, Actor(caller.name), given
         self.actor.reason = given.get("reason")
-        self.ask = self.daemon.store.ask
+        self.store, self.agenda, self.settings = self.daemon.store, self.daemon.agenda, self.daemon.settings
+        self.ask = self.store.ask
 
     async def write(self, work: Callable[..., Answer], *arguments: Any) -> Answer:
         """Writes to the store; *work* gets the caller's name as its last argument."""
-        return await self.daemon.store.write(work, *arguments, self.actor)
+        return await self.store.write(work, *arguments, self.actor)
+
+    def room(self) -> Room:
+        """What the caller's namespace gives its runs."""
+        return Room.of(self.store, f"{self.caller.home}/")
 
     def among(self) -> list[str] | None:
         """The pipelines that the caller sees; None means all."""
@@ -9822,7 +9820,7 @@ class Call:
             call.ask = BoundedQuestions(db, budget)
             return work(call, *arguments)
 
-        thread = asyncio.ensure_future(asyncio.to_thread(self.daemon.store.database.read_beside, budget, answer))
+        thread = asyncio.ensure_future(asyncio.to_thread(self.store.database.read_beside, budget, answer))
         try:
             return await asyncio.shield(thread)
         finally:
@@ -10898,14 +10896,14 @@ def without_data(error: Json) -> Json:
 
 def held_by(call: Call, run_id: str) -> str | None:
     """Returns what keeps a queued run waiting: a limit of its pipeline, of its namespace or of the daemon."""
-    run, slots = call.ask.run(run_id), call.daemon.settings["max_concurrent"]
+    run, slots = call.ask.run(run_id), call.settings["max_concurrent"]
     if run["status"] != "queued":
         return None
     options = call.ask.version(run["pipeline"], run["version"])["options"]
     if (most := options.get("max_concurrent")) is not None and call.ask.live_runs(run["pipeline"]) >= most:
         return f"max_concurrent={most}"
-    for it in call.daemon.store.quotas(call.ask, call.ask.namespace(namespace_of(run["pipeline"]))):
-        memory = (options.get("memory") or call.daemon.settings["memory_bytes"]) if it["quota"] == "memory_bytes" else 1
+    for it in call.store.quotas(call.ask, call.ask.namespace(namespace_of(run["pipeline"]))):
+        memory = (options.get("memory") or call.settings["memory_bytes"]) if it["quota"] == "memory_bytes" else 1
         if it["quota"] not in REFUSING and it["used"] + memory > it["limit"]:
             return f"namespace {it['quota']}={it['limit']}"
     return f"[scheduler] max_concurrent={slots}" if call.ask.totals()["running"] >= slots else None
@@ -10972,7 +10970,7 @@ class Case:
         """Returns the error with the limit that it ran into and where that is set, and who had a missing secret."""
         error: Json = self.error
         facts = dict(error.get("facts") or {})
-        options, settings = self.version["options"], self.call.daemon.settings
+        options, settings = self.version["options"], self.call.settings
         if error["type"] == "MemoryError" or "out of memory" in error["message"]:
             limits = {"@pipeline(memory=…)": options.get("memory"), "[limits] memory_bytes": settings["memory_bytes"]}
             set_in = next(filter(limits.get, limits), "the machine's own")
@@ -11446,7 +11444,7 @@ def check_peek(call: Call, place: str, resource: str | None, directory: str) -> 
         raise Forbidden(f"'{caller.name}' may not look at a place with '..', '?' or '@' in it", "a whole path has none")
     names = [place_name(each, directory) for each in (place, inside)]
     pipelines = call.ask.values("SELECT DISTINCT pipeline FROM lineage WHERE place IN (?, ?)", *names)
-    connections = Room.of(call.daemon.store, f"{caller.home}/").connections
+    connections = Room.of(call.store, f"{caller.home}/").connections
     if place not in connections and not caller.sift(pipelines):
         hint = "choose a connection of tau.toml, or a place that `tau lineage` lists; others need a key of scope admin"
         raise Forbidden(f"'{caller.name}' may not look at {names[0]}", hint)
@@ -24073,8 +24071,7 @@ class Session(Caller):
     def __init__(self, keys: Keys, row: Json) -> None:
         self.keys, self.row, digest = keys, row, bytes.fromhex(row["key"])
         holder = keys.holders.get(digest) or Caller("", "")
-        namespace = row.get("namespace", holder.namespace)
-        super().__init__(row["name"], row["scope"], holder.patterns, holder.expires_at, digest, namespace)
+        super().__init__(row["name"], row["scope"], holder.patterns, holder.expires_at, digest, row["namespace"])
         self.about = encode(pick(vars(self), "name", "scope", "namespace") | {"pipelines": self.patterns})
 
     def lives(self, now: float) -> bool:
