@@ -7402,7 +7402,7 @@ def secret_list(call: Call) -> Json:
         for name, place in places_of(needed[namespace], folder, environ).items():
             about = {"name": name, "found": place, "used_by": sorted(users[namespace, name]), "namespace": namespace}
             secrets.append(about)
-    return listing(call, "secrets", secrets, len(secrets))
+    return listing(call, "secrets", secrets)
 
 
 def missing_secrets(call: Call) -> list[str]:
@@ -7476,7 +7476,7 @@ def namespace_list(call: Call) -> Json:
         pick(row := call.ask.namespace(name), "name", "created_at") | row["options"]
         for name in call.ask.namespaces(call.caller.namespace)
     ]
-    return listing(call, "namespaces", rows, len(rows))
+    return listing(call, "namespaces", rows)
 
 
 @sifts
@@ -7515,7 +7515,6 @@ async def namespace_remove(call: Call, name: NamespaceName, *, force: bool = Fal
     for place in (user_place(home, name), own, secrets_folder(home, name)):
         await asyncio.to_thread(remove_tree, place)
     await call.write(daemon.store.remove_namespace, name)
-    daemon.keys.read()
     daemon.drop_revoked(call.connection)
     return {"name": name, "removed_runs": removed}
 
@@ -7711,7 +7710,7 @@ def key_list(call: Call) -> Json:
     tau key list --json
     """
     keys = call.ask.keys(rfc3339(time.time()), call.caller.namespace)
-    return listing(call, "keys", keys, len(keys)) | {"configured": len(call.daemon.keys.given)}
+    return listing(call, "keys", keys) | {"configured": len(call.daemon.keys.given)}
 
 
 @sifts
@@ -7726,7 +7725,6 @@ async def key_revoke(call: Call, name: KeyName) -> Json:
         tau key revoke monitoring --json
     """
     changed = await call.write(call.store.revoke_key, name)
-    call.daemon.keys.read()
     call.daemon.drop_revoked(call.connection)
     return {"name": name, "changed": changed}
 
@@ -7741,21 +7739,21 @@ def notify_list(call: Call, *, limit: Limit = 20) -> Json:
         tau notify list
         tau notify list --json
     """
-    recipients, shown = [], ("failures", "failing_at", "next_at", "problem", "delivered_at")
     seen = recipients_seen(call)
+    recipients: list[Json] = []
     for name, recipient in seen.items():
         row = call.ask.row("SELECT * FROM recipients WHERE name = ?", name) or {}
         waiting = recipient.news(call.ask, row["seq"], LIST_MAX)["events"] if row else []
         dead = call.ask.value("SELECT count(*) FROM dead_letters WHERE recipient = ?", name)
         about: Json = {"name": name, "to": recipient.address()} | pick(recipient.table, "events", "pipelines")
         about |= {"waiting": len(waiting), "waiting_since_at": waiting[0]["at"] if waiting else None}
+        shown = ("failures", "failing_at", "next_at", "problem", "delivered_at")
         recipients.append(about | {key: row.get(key) for key in shown} | {"dead_letters": dead})
-    of_these = "recipient IN (SELECT value FROM json_each(?))"
-    last = f"SELECT * FROM dead_letters WHERE {of_these} ORDER BY seq DESC, recipient LIMIT ?"
-    letters = call.ask.rows(last, encode_json([*seen]), limit)
+    last = "SELECT * FROM dead_letters WHERE recipient IN (SELECT value FROM json_each(?)) ORDER BY seq DESC, recipient"
+    letters = call.ask.rows(f"{last} LIMIT ?", encode_json([*seen]), limit)
     for letter in letters:
         letter["next"] = [shell_line("tau", "notify", "retry", letter["id"])]
-    return listing(call, "recipients", recipients, len(recipients)) | {"dead_letters": letters}
+    return listing(call, "recipients", recipients) | {"dead_letters": letters}
 
 
 def recipients_seen(call: Call) -> dict[str, Recipient]:
@@ -7808,8 +7806,9 @@ async def send_now(call: Call, name: str, event: Any) -> Json:
     return {"recipient": name, **omit(await call.daemon.outbox.send(recipients[name], event), ("refused", "wait_s"))}
 
 
-def listing(call: Call, key: str, rows: list[Json], total: int, **given: Any) -> Json:
+def listing(call: Call, key: str, rows: list[Json], total: int | None = None, **given: Any) -> Json:
     """Returns the answer for a list: how many there are, and how to get more with the call's arguments if it is cut."""
+    total = len(rows) if total is None else total
     answer: Json = {key: rows, "total": total}
     limit, most = ("tail", LOGS_MAX) if key == "lines" else ("limit", LIST_MAX)
     given |= omit(call.arguments, (limit, *given))
@@ -9205,6 +9204,7 @@ class Daemon:
 
     def drop_revoked(self, answered: Connection | None = None) -> None:
         """Drops connections whose key is revoked, except the one being *answered*."""
+        self.keys.read()
         for connection in tuple(self.connections):
             caller = connection.caller
             if caller is not None and caller.digest and caller.digest not in self.keys.holders:
