@@ -9774,8 +9774,12 @@ class Call:
         self.connection, self.caller, self.request, self.chosen = connection, caller, request, chosen
         self.daemon, self.actor, self.arguments = connection.daemon, Actor(caller.name), given
         self.actor.reason = given.get("reason")
-        self.store, self.agenda, self.settings = self.daemon.store, self.daemon.agenda, self.daemon.settings
+        self.store, self.settings = self.daemon.store, self.daemon.settings
         self.ask = self.store.ask
+
+    @property
+    def agenda(self) -> Agenda:
+        return self.daemon.agenda
 
     async def write(self, work: Callable[..., Answer], *arguments: Any) -> Answer:
         """Writes to the store; *work* gets the caller's name as its last argument."""
@@ -10896,14 +10900,14 @@ def without_data(error: Json) -> Json:
 
 def held_by(call: Call, run_id: str) -> str | None:
     """Returns what keeps a queued run waiting: a limit of its pipeline, of its namespace or of the daemon."""
-    run, slots = call.ask.run(run_id), call.settings["max_concurrent"]
+    run, slots = call.ask.run(run_id), call.daemon.settings["max_concurrent"]
     if run["status"] != "queued":
         return None
     options = call.ask.version(run["pipeline"], run["version"])["options"]
     if (most := options.get("max_concurrent")) is not None and call.ask.live_runs(run["pipeline"]) >= most:
         return f"max_concurrent={most}"
     for it in call.store.quotas(call.ask, call.ask.namespace(namespace_of(run["pipeline"]))):
-        memory = (options.get("memory") or call.settings["memory_bytes"]) if it["quota"] == "memory_bytes" else 1
+        memory = (options.get("memory") or call.daemon.settings["memory_bytes"]) if it["quota"] == "memory_bytes" else 1
         if it["quota"] not in REFUSING and it["used"] + memory > it["limit"]:
             return f"namespace {it['quota']}={it['limit']}"
     return f"[scheduler] max_concurrent={slots}" if call.ask.totals()["running"] >= slots else None
