@@ -10100,16 +10100,19 @@ class Connection(Protocol):
 
 async def perform(call: Call) -> bytes:
     """Calls an operation, and returns its result as JSON.  No hint names what the caller must not see."""
-    arguments = call.arguments
+
+    def begin(call: Call) -> Any:
+        call.arguments = see(call, call.arguments)
+        return call.chosen.call(call, call.arguments)
 
     def answer(call: Call) -> bytes:
-        return call.encode(call.chosen.call(call, see(call, arguments)))
+        return call.encode(begin(call))
 
     try:
         if call.chosen.is_question:
             return await call.beside(answer)
-        result: Json | bytes = await call.chosen.call(call, see(call, arguments))
-        return result if isinstance(result, bytes) else json_bytes(pick_fields(result, arguments.get("fields")))
+        result: Json | bytes = await begin(call)
+        return result if isinstance(result, bytes) else json_bytes(pick_fields(result, call.arguments.get("fields")))
     except NotFound as problem:
         if call.caller.patterns or (call.caller.is_limited and not problem.hint):
             problem.hint = SEEN_HINT

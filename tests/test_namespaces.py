@@ -257,6 +257,10 @@ def test_a_word_for_a_namespace_opens_none(teams: Teams) -> None:
         assert json.loads(told[1])["error"]["data"]["code"] == "not_found"
 
 
+def test_the_command_for_the_rest_of_a_list_has_whole_names(teams: Teams) -> None:
+    assert "`tau runs acme/own_after`" in teams.of("acme", "runs", name="own_after", status="success")["hint"]
+
+
 def test_an_idempotency_key_is_a_word_of_one_namespace(teams: Teams) -> None:
     with teams.by_tcp(teams.keys["acme"]["operate"]) as ask:
         told = ask("run", {"name": "own_orders", "key": f"{MARK}-1", "wait": True})
