@@ -20093,8 +20093,7 @@ def file_kind(path: str) -> str | None:
 
 
 def copy_sqlite(path: str, target: str) -> None:
-    house = SQLite(path, "")
-    house.only_looks = True
+    house = SQLite(path, "", only_looks=True)
     with contextlib.closing(house.open()) as old, contextlib.closing(sqlite3.connect(target)) as new:
         old.backup(new)
 
@@ -21169,22 +21168,29 @@ NO_VALUE = "no value yet"
 CASELESS = ("sqlite", "duckdb", "mysql", "mariadb", "mssql")
 #: Dialects that know `INSERT … ON CONFLICT (key) DO UPDATE`.
 ON_CONFLICT = ("sqlite", "postgresql", "duckdb", "cockroachdb")
-#: SQLAlchemy does not see all tables of DuckDB.
-DUCKDB_COLUMNS = """SELECT column_name AS name, data_type AS type, comment FROM duckdb_columns()
-    WHERE lower(schema_name) = lower(:schema) AND lower(table_name) = lower(:name)"""
-#: The key and the indexes of a table, as `keys_of` names them, and the columns of each.  A part that is no column is …
-DUCKDB_INDEXES = """WITH known AS (
-    SELECT *, if(constraint_type = 'UNIQUE', 'unique', 'primary') AS kind, constraint_column_names AS columns
-    FROM duckdb_constraints() WHERE constraint_type IN ('PRIMARY KEY', 'UNIQUE') UNION ALL BY NAME
-    SELECT *, if(is_unique AND expressions NOT LIKE '%(%', 'unique', 'indexes') AS kind,
-    string_split(translate(trim(expressions, '[]'), '''"', ''), ', ') AS columns FROM duckdb_indexes()
-) SELECT kind, columns FROM known WHERE lower(schema_name) = lower(:schema) AND lower(table_name) = lower(:name)"""
-SQLITE_INDEXES = """WITH parts (seq, kind, part, name) AS (
+#: Dialect → the columns of a table.  SQLAlchemy does not see all tables of DuckDB.
+COLUMNS = {
+    "sqlite": "SELECT name, type, NULL AS comment FROM pragma_table_info(:name, :schema)",
+    "duckdb": """SELECT column_name AS name, data_type AS type, comment FROM duckdb_columns()
+    WHERE lower(schema_name) = lower(coalesce(:schema, 'main')) AND lower(table_name) = lower(:name)""",
+}
+#: Dialect → the key and the indexes of a table, as `keys_of` names them, and the columns of each (SQLite's as JSON).
+#: A part that is no column is …
+INDEXES = {
+    "sqlite": """WITH parts (seq, kind, part, name) AS (
     SELECT -1, 'primary', pk, name FROM pragma_table_info(:name, :schema) WHERE pk UNION ALL
     SELECT i.seq, iif(i."unique" AND NOT i.partial, 'unique', 'indexes'), c.seqno, c.name
     FROM pragma_index_list(:name, :schema) i, pragma_index_info(i.name, :schema) c WHERE i.origin != 'pk' ORDER BY 1, 3
 ) SELECT iif(count(*) = count(name), kind, 'indexes') AS kind, json_group_array(coalesce(name, '…')) AS columns
-FROM parts GROUP BY seq"""
+FROM parts GROUP BY seq""",
+    "duckdb": """WITH known AS (
+    SELECT *, if(constraint_type = 'UNIQUE', 'unique', 'primary') AS kind, constraint_column_names AS columns
+    FROM duckdb_constraints() WHERE constraint_type IN ('PRIMARY KEY', 'UNIQUE') UNION ALL BY NAME
+    SELECT *, if(is_unique AND expressions NOT LIKE '%(%', 'unique', 'indexes') AS kind,
+    string_split(translate(trim(expressions, '[]'), '''"', ''), ', ') AS columns FROM duckdb_indexes()
+) SELECT kind, columns FROM known
+WHERE lower(schema_name) = lower(coalesce(:schema, 'main')) AND lower(table_name) = lower(:name)""",
+}
 #: The rows of a table are counted up to this number.
 COUNTED_MAX = 1_000_000
 COUNT_ROWS = f"SELECT count(*) AS n FROM (SELECT 1 AS n FROM {{}} LIMIT {COUNTED_MAX}) AS counted"
@@ -21240,8 +21246,8 @@ class Table(Place):
         words = query or self.resource or ""
         is_table = query is None and (how == "writes" or re.match(QUERY, words, re.IGNORECASE) is None)
         found = [(how, words)] if is_table else tables_in(words) or [(how, "")]
-        names = [re.sub(r"^(main|public|dbo)\.", "", table) for _, table in found]
-        return [{"how": way, "place": self.name, "resource": name} for (way, _), name in zip(found, names, strict=True)]
+        usual = r"^(main|public|dbo)\."
+        return [{"how": way, "place": self.name, "resource": re.sub(usual, "", table)} for way, table in found]
 
     def connect(self, begin: str, makes: bool = False) -> Any:
         """Returns a connection for a `with`: a transaction, rolled back by an exception.
@@ -21254,12 +21260,12 @@ class Table(Place):
         if os.path.isdir(path) or self.url.endswith(":memory:"):
             hint = "sqlite:///shop.db (in ctx.data_dir) or sqlite:////absolute/path.db"
             raise BadRequest(f"'{self.url}' names no file", hint)
-        house = SQLite(path, begin)
-        house.only_looks = self.around.only_looks
-        house.path = path if makes or os.path.exists(path) else ":memory:"
-        if begin and house.path != path:
-            hint = path_hint(path, self.around.attempt.job.get("folder"))
-            raise SourceError(f"there is no database {path}", hint)
+        house = SQLite(path, begin, self.around.only_looks)
+        if not (makes or os.path.exists(path)):
+            if begin:
+                hint = path_hint(path, self.around.attempt.job.get("folder"))
+                raise SourceError(f"there is no database {path}", hint)
+            house.path = ":memory:"
         return house
 
     def read(self, batch_rows: int | None) -> Batches:
@@ -21268,10 +21274,9 @@ class Table(Place):
         return batches if self.around.rehearsal is None else [*batches]
 
     def read_batches(self, batch_rows: int | None) -> Batches:
-        if self.resource is None:
+        if (query := self.resource) is None:
             raise BadRequest("which table or query?", 'ctx.extract("sqlite:///shop.db", "orders")')
         with self.connect("BEGIN") as house:
-            query = self.resource
             is_table = re.match(QUERY, query, re.IGNORECASE) is None
             if is_table or (re.fullmatch(r"[\w -]+", query) and house.columns_of(query)):  # such as `Call log`
                 query = f"SELECT * FROM {house.quoted(query)}"
@@ -21375,11 +21380,11 @@ class Loading:
     def widen(self, scan: Scan) -> None:
         """Adds and widens what the table lacks.  Raises SourceError for a cell that would come back as another."""
         house, known = self.house, self.columns or {}
-        names = {house.fold(name): name for name in scan.columns}
-        check_distinct([*map(house.fold, scan.columns)], f"{house.label} does not tell capitals: a step can rename one")
-        columns = {folded: self.fit(scan, name, known.get(folded)) for folded, name in names.items()}
-        fresh = [column for folded, column in columns.items() if folded not in known]
-        declared = [f"{house.spell(column.name)} {column.declared}" for column in fresh]
+        names = [*map(house.fold, scan.columns)]
+        check_distinct(names, f"{house.label} does not tell capitals: a step can rename one")
+        pairs = zip(map(known.get, names), scan.columns, strict=True)
+        changes = [(old, self.fit(scan, name, old)) for old, name in pairs]
+        declared = [f"{house.spell(column.name)} {column.declared}" for old, column in changes if old is None]
         if self.columns is None:
             check_columns(self.keys, scan.columns)
             key = f", PRIMARY KEY ({self.listed(self.keys)})" if self.keys else ""
@@ -21387,10 +21392,10 @@ class Loading:
         else:
             for text in declared:
                 house.execute(f"ALTER TABLE {self.table} ADD COLUMN {text}")
-        for folded, column in columns.items():
-            if column is not known.get(folded):
-                house.alter(self.table, known.get(folded), column)
-        self.columns = known | columns
+        for old, column in changes:
+            if column is not old:
+                house.alter(self.table, old, column)
+        self.columns = known | {house.fold(column.name): column for _, column in changes}
 
     def fit(self, scan: Scan, name: str, old: Column | None) -> Column:
         """Returns the old column if it holds all cells of a batch, else the narrowest wider one that does."""
@@ -21422,21 +21427,27 @@ class Loading:
         return ", ".join(map(self.house.spell, names))
 
     def insert(self, scan: Scan, shape: list[str], cells: Cells) -> None:
-        house, into, ending = self.house, f"INSERT INTO {self.table} ({self.listed(shape)})", ""
-        columns = [(self.columns or {})[house.fold(name)] for name in shape]
+        house, columns = self.house, [(self.columns or {})[self.house.fold(name)] for name in shape]
+        # DuckDB takes all values of each column at once: a row on its own needs 3 ms there.
+        at_once = house.dialect == "duckdb" and all(column.kind is not None for column in columns)
+        marks = [*map(house.mark.format, range(len(shape)))]
+        source = f"VALUES ({', '.join(marks)})"
+        if at_once:
+            pairs = zip(marks, columns, strict=True)
+            source = f"SELECT {', '.join(f'unnest(CAST({mark} AS {column.declared}[]))' for mark, column in pairs)}"
+        insert = f"INSERT INTO {self.table} ({self.listed(shape)}) {source}"
         if self.mode == "upsert" and house.dialect not in ON_CONFLICT:
-            self.replace(cells, shape, f"{into} {house.source(columns)}")
+            self.replace(cells, shape, insert)
             return
         if self.mode == "upsert":
             others = map(house.spell, (name for name in shape if name not in self.keys))
             changes = ", ".join(f"{name} = excluded.{name}" for name in others)
-            change = f"UPDATE SET {changes}" if changes else "NOTHING"
-            ending = f" ON CONFLICT ({self.listed(self.keys)}) DO {change}"
-            if house.is_columnar(columns):  # one statement must not change a row twice
-                places = [shape.index(name) for name in self.keys]
-                cells = {tuple(row[place] for place in places): row for row in cells}.values()
+            insert += f" ON CONFLICT ({self.listed(self.keys)}) DO {f'UPDATE SET {changes}' if changes else 'NOTHING'}"
+            if at_once:  # one statement must not change a row twice
+                key_of = operator.itemgetter(*map(shape.index, self.keys))
+                cells = {key_of(row): row for row in cells}.values()
         try:
-            house.change(f"{into} {house.source(columns)}{ending}", cells, house.is_columnar(columns))
+            house.change(insert, cells, at_once)
         except house.errors as problem:
             is_text = re.search(r"NUL\b|0x00|surrogate|utf-?8", cause_text(problem), re.IGNORECASE) is not None
             where = odd_text(scan.rows, scan.before + 1) if is_text else ""
@@ -21461,7 +21472,6 @@ class Warehouse:
     connection: Any = None
     statement = ""  # the latest
     execute: Callable[..., Batches | int]  # a query → its rows, all in one batch without a size; else how many changed
-    indexes_of: Callable[[str], Iterable[tuple[str, list[str]]]]  # of a table, as `keys_of` names them
     only_looks = False  # whether it must change nothing
     mark, place = "?", "sqlite"  # the n-th value of a statement, and what makes it of a cell
 
@@ -21498,15 +21508,30 @@ class Warehouse:
                 hint = f"`{table}` has {' and '.join(keys) or 'no primary key and no unique index'}; {hint}"
         return SourceError(f"{self.label}: {where}{text}", hint, **facts)
 
+    def catalog(self, queries: dict[str, str], table: str) -> Iterable[Json]:
+        """Returns what the database tells of the columns or the indexes of a table."""
+        schema, _, name = table.rpartition(".")
+        return collect(self.ask(queries[self.dialect], {"schema": schema or None, "name": name}))
+
+    def columns_of(self, table: str) -> dict[str, Column] | None:
+        """Returns the columns of a table by their folded names; None if there is no such table."""
+        columns = {}
+        for row in self.catalog(COLUMNS, table):
+            zone = " WITH TIME ZONE" * getattr(row["type"], "timezone", False)
+            column = Column(row["name"], f"{row['type']}{zone}", self.dialect, row.get("comment") == NO_VALUE)
+            columns[self.fold(column.name)] = column
+        return columns or None
+
     def keys_of(self, table: str) -> Json:
         """Returns the columns of a table's primary key, of its other unique indexes, and of further indexes.
 
         In a transaction that has failed, some databases do not answer: roll it back before.
         """
         keys: Json = {"primary": [], "unique": [], "indexes": []}
-        for kind, columns in self.indexes_of(table):
-            if columns not in keys[kind]:
-                keys[kind].append(columns)
+        for row in self.catalog(INDEXES, table):
+            columns = json.loads(row["columns"]) if isinstance(row["columns"], str) else row["columns"]
+            if columns not in keys[row["kind"]]:
+                keys[row["kind"]].append(columns)
         return keys | {"primary": [*itertools.chain(*keys["primary"])]}
 
     def is_empty(self, table: str, column: Column) -> bool:
@@ -21525,18 +21550,6 @@ class Warehouse:
         rows = collect(self.ask(SQLITE_TABLES if self.dialect == "sqlite" else SCHEMA_TABLES))
         usual = ("", "main", "public")
         return [row["name"] if row["schema"] in usual else f"{row['schema']}.{row['name']}" for row in rows]
-
-    def is_columnar(self, columns: Sequence[Column]) -> bool:
-        """Whether an INSERT takes all values of each column at once: DuckDB needs 3 ms for a row on its own."""
-        return self.dialect == "duckdb" and all(column.kind is not None for column in columns)
-
-    def source(self, columns: Sequence[Column]) -> str:
-        """Returns what an INSERT takes its rows from."""
-        marks = [self.mark.format(number) for number in range(len(columns))]
-        if not self.is_columnar(columns):
-            return f"VALUES ({', '.join(marks)})"
-        pairs = zip(marks, columns, strict=True)
-        return f"SELECT {', '.join(f'unnest(CAST({mark} AS {column.declared}[]))' for mark, column in pairs)}"
 
     def fold(self, name: str) -> str:
         """Maps all names of a column to one."""
@@ -21563,9 +21576,9 @@ class SQLite(Warehouse):
     #: The files that this process is reading.
     read_from: list[str] = []  # noqa: RUF012
 
-    def __init__(self, path: str, begin: str) -> None:
+    def __init__(self, path: str, begin: str, only_looks: bool = False) -> None:
         self.errors = (sqlite3.Error, sqlite3.Warning, UnicodeEncodeError, OverflowError)
-        self.path, self.begin = path, begin
+        self.path, self.begin, self.only_looks = path, begin, only_looks
         self.label = os.path.basename(path)
 
     def check_query(self, query: str) -> None:
@@ -21615,27 +21628,7 @@ class SQLite(Warehouse):
         super().__exit__(kind, problem, trace)
 
     def declare(self, name: str, kind: str | None, scan: Scan, old: Column | None, is_key: bool) -> Column:
-        return self.column(name, KINDS_OF_COLUMN[kind].sqlite_type)
-
-    def column(self, name: str, declared: str) -> Column:
-        """Returns a column.  SQLite converts values to some kinds only, and computes with 15 digits."""
-        column = Column(name, declared, "sqlite_type")
-        if column.kind is not None and column.kind.name not in ("integer", "real", "decimal", "boolean", "text"):
-            column.kind = column.zone = None
-        is_number = column.kind is KINDS_OF_COLUMN["decimal"]
-        column.size = (15, 400, 15) if is_number else None
-        return column
-
-    def columns_of(self, table: str) -> dict[str, Column] | None:
-        schema, _, name = table.rpartition(".")
-        prefix = f"{self.spell(schema)}." if schema else ""
-        rows = collect(self.ask(f"PRAGMA {prefix}table_info({self.spell(name)})"))
-        return {self.fold(row["name"]): self.column(row["name"], row["type"]) for row in rows} or None
-
-    def indexes_of(self, table: str) -> Iterator[tuple[str, list[str]]]:
-        schema, _, name = table.rpartition(".")
-        rows = collect(self.ask(SQLITE_INDEXES, {"schema": schema or None, "name": name}))
-        return ((row["kind"], json.loads(row["columns"])) for row in rows)
+        return Column(name, KINDS_OF_COLUMN[kind].sqlite_type, self.dialect)
 
     def can_widen(self, table: str, old: Column, column: Column) -> bool:
         return old.kind is KINDS_OF_COLUMN["integer"]  # it stores any number
@@ -21654,7 +21647,7 @@ class SQLite(Warehouse):
             return int(cursor.rowcount)
         return rows_of([column[0] for column in cursor.description], cursor, batch_rows)
 
-    def change(self, statement: str, rows: Cells, is_columnar: bool = False) -> int:
+    def change(self, statement: str, rows: Cells, at_once: bool = False) -> int:
         """Executes a statement with the values of each row and returns how many rows it changed.
 
         While a stream reads this file, nothing can be written to it before the commit: changes stay in memory.
@@ -21780,42 +21773,24 @@ class Alchemy(Warehouse):
         elif word == "Text" and is_key and self.dialect in ("mysql", "mariadb", "mssql", "oracle"):
             made = types.String(255)  # a text of any length cannot be a key
         declared = str(made.compile(dialect=self.engine.dialect))
-        return self.column(name, declared, kind is None and self.dialect in ALTERING)
+        return Column(name, declared, self.dialect, kind is None and self.dialect in ALTERING)
 
-    def column(self, name: str, declared: str, is_new: bool) -> Column:
-        column = Column(name, declared, "alchemy_type")
-        column.is_new = is_new
-        if self.dialect not in ALTERING:
-            column.zone = None  # types of others do not tell it
-        return column
-
-    def columns_of(self, table: str) -> dict[str, Column] | None:
-        schema, _, name = table.rpartition(".")
-        look = self.alchemy.inspect(self.connection)
-        if self.dialect == "duckdb":  # its catalog lacks tables that SQLAlchemy reads
-            rows: Any = collect(self.ask(DUCKDB_COLUMNS, {"schema": schema or "main", "name": name}))
-        else:
-            rows = look.get_columns(name, schema or None) if look.has_table(name, schema or None) else ()
-        columns = {}
-        for row in rows:
-            zone = " WITH TIME ZONE" * getattr(row["type"], "timezone", False)
-            column = self.column(row["name"], f"{row['type']}{zone}", row.get("comment") == NO_VALUE)
-            columns[self.fold(column.name)] = column
-        return columns or None
-
-    def indexes_of(self, table: str) -> Iterator[tuple[str, list[str]]]:
+    def catalog(self, queries: dict[str, str], table: str) -> Iterable[Json]:
+        if self.dialect in queries:
+            return super().catalog(queries, table)
         schema, _, name = table.rpartition(".")
         look, place = self.alchemy.inspect(self.connection), (name, schema or None)
-        if self.dialect == "duckdb":
-            rows = collect(self.ask(DUCKDB_INDEXES, {"schema": schema or "main", "name": name}))
-            yield from ((row["kind"], row["columns"]) for row in rows)
-        elif look.has_table(*place):
-            yield "primary", look.get_pk_constraint(*place)["constrained_columns"]
-            yield from (("unique", row["column_names"]) for row in look.get_unique_constraints(*place))
-            for row in look.get_indexes(*place):
-                is_partial = row.get("dialect_options", {}).get(f"{self.dialect}_where")
-                is_key = row["unique"] and "expressions" not in row and not is_partial
-                yield "unique" if is_key else "indexes", row.get("expressions", row["column_names"])
+        if not look.has_table(*place):
+            return ()
+        if queries is COLUMNS:
+            return look.get_columns(*place)  # type: ignore[no-any-return]
+        found = [("primary", look.get_pk_constraint(*place)["constrained_columns"])]
+        found += (("unique", row["column_names"]) for row in look.get_unique_constraints(*place))
+        for row in look.get_indexes(*place):
+            is_partial = row.get("dialect_options", {}).get(f"{self.dialect}_where")
+            is_key = row["unique"] and "expressions" not in row and not is_partial
+            found.append(("unique" if is_key else "indexes", row.get("expressions", row["column_names"])))
+        return [{"kind": kind, "columns": columns} for kind, columns in found]
 
     def can_widen(self, table: str, old: Column, column: Column) -> bool:
         """Whether Tau may have declared the old column, and no value in it would be rounded."""
@@ -21847,12 +21822,12 @@ class Alchemy(Warehouse):
         done = connection.execute(self.alchemy.text(query), params)
         return rows_of([*done.keys()], done, batch_rows) if done.returns_rows else int(done.rowcount)
 
-    def change(self, statement: str, rows: Cells, is_columnar: bool = False) -> int:
-        self.statement, values = statement, [{f"c{i}": value for i, value in enumerate(row)} for row in rows]
-        if is_columnar and values:
-            values = [{name: [row[name] for row in values] for name in values[0]}]
-        connection = self.connection.execution_options(stream_results=False)
-        return int(connection.execute(self.alchemy.text(statement), values).rowcount) if values else 0
+    def change(self, statement: str, rows: Cells, at_once: bool = False) -> int:
+        """The same.  A statement that works on all rows *at_once* takes lists, of the values of each column."""
+        rows = [tuple(map(list, zip(*rows, strict=True)))] if at_once else rows
+        values = [{f"c{i}": value for i, value in enumerate(row)} for row in rows]
+        self.statement, connection = statement, self.connection.execution_options(stream_results=False)
+        return int(connection.execute(self.alchemy.text(statement), values).rowcount) if any(values) else 0
 
 
 def cause_text(problem: BaseException) -> str:
@@ -22736,6 +22711,8 @@ KINDS_OF_VALUE = (
 )  # fmt: skip
 KINDS_OF_COLUMN = {kind.name: kind for kind in reversed(KINDS_OF_VALUE)}
 KINDS_OF_CLASS = {name.rpartition(".")[2]: kind for kind in KINDS_OF_VALUE for name in kind.classes}
+#: The kinds to which SQLite converts what a column of them gets.
+SQLITE_KINDS = ("integer", "real", "decimal", "boolean", "text")
 #: Types whose values SQLite and CSV take as they are.
 PLAIN_TYPES = frozenset((int, float, str, type(None)))
 #: Kind of column → the kinds that hold its values too, the narrowest first.  Text holds the text of any value.
@@ -22749,25 +22726,30 @@ def common_kind(kinds: set[str | None]) -> str | None:
 
 
 class Column:
-    """A column with a declared type: the kind of its values, None if it takes any as it is, and their limits."""
+    """A column with a declared type: the kind of its values, None if it takes any as it is, and their limits.
 
-    def __init__(self, name: str, declared: str, stored: str = "name") -> None:
-        text = declared.upper()
+    It is in a database of a *dialect*, or in a file.  *is_new*: it has had no value yet, and so has no kind.
+    """
+
+    def __init__(self, name: str, declared: str, dialect: str = "", is_new: bool = False) -> None:
+        text, is_sqlite = declared.upper(), dialect == "sqlite"
         kinds = (kind for kind in KINDS_OF_VALUE if re.search(kind.declared, text))
         is_nested = re.search(r"<|\[\d*\]|^(ARRAY|STRUCT|MAP|UNION|ENUM)", text)
-        self.name, self.declared, self.stored = name, declared, stored
-        self.is_new = False  # whether it has had no value yet, and so has no kind
-        self.kind: ValueKind | None = None if is_nested else next(kinds, None)
-        word = self.kind and self.kind.name
+        self.name, self.declared, self.is_new = name, declared, is_new
+        self.stored = "sqlite_type" if is_sqlite else "alchemy_type" if dialect else "name"
+        kind = None if is_nested else next(kinds, None)
+        word = kind and kind.name
+        self.kind: ValueKind | None = None if is_sqlite and word not in SQLITE_KINDS else kind
         #: How many bits its integers have, as far as Tau checks them.
         self.bits = 128 if re.search(r"^U|HUGE|UNSIGNED", text) else 64
-        size = re.search(r"\((\d+)(?:, *(\d+))?\)", text) if word == "decimal" else None
+        size = re.search(r"\((\d+)(?:, *(\d+))?\)", text)
         whole, after = (int(size[1]), int(size[2] or 0)) if size else (0, 0)
-        #: How many digits a decimal may have: before the point, after it, and in all.
-        self.size = (whole - after, after, whole) if size else None
-        has_clock = word in ("datetime", "time")
+        #: How many digits a decimal may have: before the point, after it, and in all.  SQLite reckons with 15.
+        digits = (15, 400, 15) if is_sqlite else (whole - after, after, whole) if size else None
+        self.size = digits if word == "decimal" else None
+        has_zone = word in ("datetime", "time") and dialect in ("", *ALTERING)  # else the type does not tell
         #: Whether its times have a zone.
-        self.zone = re.search(r"WITH TIME ZONE|TZ", text) is not None if has_clock else None
+        self.zone = re.search(r"WITH TIME ZONE|TZ", text) is not None if has_zone else None
 
     @property
     def limit(self) -> str:
