@@ -20866,7 +20866,6 @@ class Web(Place):
 
     number = before = rows = 0
     document: Any = ()
-    facts: Json  # of a request that failed
 
     def __init__(self, url: str, around: Surroundings, options: Json) -> None:
         parts = urllib.parse.urlsplit(urllib.parse.quote(url, safe=URL_CHARACTERS))
@@ -20876,9 +20875,9 @@ class Web(Place):
         super().__init__(label, options, around.name_of(url))
         formats = dict(itertools.chain.from_iterable(form.reads.items() for form in FILE_FORMATS.values()))
         hint = f"it takes {', '.join(WEB_OPTIONS)}; an @source can do anything"
-        self.fit("http(s)", formats, WEB_OPTIONS, hint=hint)
+        self.options = self.fit("http(s)", formats, WEB_OPTIONS, hint=hint)
+        self.asked: Json = {name: options.get(name, row[1]) for name, row in WEB_OPTIONS.items()}
         self.around, self.pager = around, self.find_pager()
-        self.asked = {name: self.options.pop(name, row[1]) for name, row in WEB_OPTIONS.items()}
         self.step, first = self.asked["page_step"] or 1, self.asked["first_page"]
         self.first = int(self.asked["page_step"] is None) if first is None else first
         user, _, host = parts.netloc.rpartition("@")
@@ -20888,12 +20887,13 @@ class Web(Place):
 
     def find_pager(self) -> str:
         """Returns the option that finds pages, if any.  Raises BadRequest for two, or for one that counts rows."""
-        pagers = [name for name in PAGERS if name in self.options]
+        asked = self.asked
+        pagers = [name for name in PAGERS if asked[name] is not None]
         if len(pagers) > 1:
             raise BadRequest(f"{' and '.join(pagers)} are two ways to find pages", "choose one of them")
-        param = self.options.get("page_param", "")
-        if "page_step" not in self.options and re.search("(?i)offset|skip|^start", param):
-            sizes = [size for size in self.options.get("query", {}).values() if type(size) is int and size > 1]
+        param = asked["page_param"] or ""
+        if asked["page_step"] is None and re.search("(?i)offset|skip|^start", param):
+            sizes = [size for size in asked["query"].values() if type(size) is int and size > 1]
             size = sizes[0] if len(sizes) == 1 else "…"
             hint = f"page_step={size}: how many rows a page has; 1 if it does count pages"
             raise BadRequest(f"page_param='{param}' seems to count rows, not pages", hint)
@@ -20913,13 +20913,15 @@ class Web(Place):
             seen.add(key)
             self.number, self.before, self.rows, self.document = len(seen), self.before + self.rows, 0, ()
             self.method, self.url, self.body = request
-            self.name = f"{self.method} {bare_url(self.url)}" + f" (page {self.number})" * (self.number > 1)
+            self.name, label, is_first = f"{self.method} {bare_url(self.url)}", self.label, self.number == 1
+            if not is_first:
+                self.name += f" (page {self.number})"
+                label += f": {self.name}"
             with tempfile.TemporaryFile() as self.file:
                 self.fetch()
-                label = self.label if self.number == 1 else f"{self.label}: {self.name}"
                 for batch in labelled(label, self.rows_of_page(batch_rows)):
                     self.rows += len(batch)
-                    if batch or self.number == 1:
+                    if batch or is_first:
                         yield batch
             request = PAGERS[self.pager](self) if self.pager else None
 
@@ -20938,10 +20940,10 @@ class Web(Place):
                 return
             with text_layer(file, options.pop("encoding", "utf-8-sig")) as text:
                 self.document = json_document(text.read())
-        path, members = options.get("records"), self.document if isinstance(self.document, dict) else {"error": True}
-        is_empty = path not in (None, ".") and at_path(members, path, ()) == ()  # as some last pages are
-        if self.number == 1 or not is_empty or members.get("error") or members.get("errors"):
-            yield from batched(records_of(self.document, **options), batch_rows)
+        path, page = options.get("records", "."), self.document
+        is_empty = path != "." and isinstance(page, dict) and at_path(page, path, ()) == ()  # as some last pages are
+        if self.number == 1 or not is_empty or page.get("error") or page.get("errors"):
+            yield from batched(records_of(page, **options), batch_rows)
 
     def form_of(self, media: str, path: str) -> FileFormat:
         """Returns the format by the option, the path's suffix or the Content-Type."""
@@ -21015,28 +21017,28 @@ class Web(Place):
         """Gets the body of a page, with retries."""
         backoff = self.asked["backoff"]
         for attempt in itertools.count(1):
-            failure, asked_s = self.fetch_once(self.url)
-            if not failure:
+            try:
+                self.fetch_once(self.url)
                 return
-            why = f"{self.name}: {failure}"
+            except SourceError as problem:
+                facts, why = problem.detail, f"{self.name}: {problem}"
+                if not facts.get("retryable"):
+                    raise
             if attempt > self.asked["retries"]:
                 is_choice = not (self.asked["retries"] or self.around.only_looks)
                 hint = " without retries=0 it would be asked again" * is_choice
-                raise SourceError(f"{why} (tried {attempt} times)", f"is the service well?{hint}", **self.facts)
+                raise SourceError(f"{why} (tried {attempt} times)", f"is the service well?{hint}", **facts)
+            asked_s = retry_after(facts.get("retry_after") or "")
             if asked_s > 60:
-                raise SourceError(f"{why}; it asks to wait {asked_s:.0f} s", "run again later", **self.facts)
+                raise SourceError(f"{why}; it asks to wait {asked_s:.0f} s", "run again later", **facts)
             pause = max(asked_s, backoff * random.uniform(0.5, 1.0))
             self.warn(f"{why}; again in {pause:.1f} s")
             time.sleep(pause)
             backoff *= 2
 
-    def fetch_once(self, url: str, redirects: int = 10) -> tuple[str, float]:
-        """Makes a request, and those to which it is redirected.
-
-        Returns why it may be tried again, if so, and for how many seconds to wait before.
-        """
+    def fetch_once(self, url: str, redirects: int = 10) -> None:
+        """Makes a request, and those to which it is redirected.  Raises SourceError, *retryable* if it may pass."""
         __import__("urllib.request")  # only here, because it takes 25 ms
-        self.facts = {"retryable": True, "url": bare_url(url)}
         headers = {"Accept-Encoding": "gzip", "User-Agent": f"tau/{__version__}"}
         headers |= {} if self.body is None else {"Content-Type": "application/json"}
         if origin(url) == origin(self.base):
@@ -21054,7 +21056,8 @@ class Web(Place):
             with self.around.working("web"), opener.open(request, timeout=self.asked["timeout"]) as answer:
                 target = answer.headers.get("Location") if answer.status in (301, 302, 303, 307, 308) else None
                 if target is None:
-                    return self.receive(answer, url)
+                    self.receive(answer, url)
+                    return
         except (http.client.InvalidURL, ValueError, TypeError) as problem:
             raise SourceError(f"cannot ask: {self.name}: {problem}", "check the URL, headers and json") from None
         except (OSError, EOFError, zlib.error, http.client.HTTPException) as problem:  # time-outs, resets, short bodies
@@ -21063,19 +21066,19 @@ class Web(Place):
                 raise reason from None
             if "CERTIFICATE" in str(reason):  # a retry would not help
                 raise SourceError(f"{self.name}: {reason}", "is it the right host?", retryable=False) from None
-            return str(reason) or repr(problem), 0.0
+            raise SourceError(str(reason) or repr(problem), retryable=True, url=bare_url(url)) from None
         target = urllib.parse.quote(target, safe=URL_CHARACTERS, encoding="latin-1")  # as headers are decoded
         url = linked_url(url, target, "a redirect leads to")
         if self.method != "GET" or not redirects:
             hint = "a POST is not sent on: ask that URL" if redirects else "it is the eleventh in turn"
             raise SourceError(f"a redirect leads to {url[:200]}", hint)
-        return self.fetch_once(url, redirects - 1)
+        self.fetch_once(url, redirects - 1)
 
-    def receive(self, answer: Any, url: str) -> tuple[str, float]:
+    def receive(self, answer: Any, url: str) -> None:
         """Takes an answer that is no redirect.  Raises EOFError if its body is shorter than its headers say."""
         if not 200 <= answer.status < 300:
-            return self.refused(answer, url)
-        coding = answer.headers.get("Content-Encoding", "identity").strip().lower()
+            raise self.refused(answer, url)
+        coding = answer.headers.get("Content-Encoding", "").strip().lower()
         if coding not in ("", "identity", "gzip", "x-gzip"):
             raise SourceError(f"{self.label}: packed as {coding}, though gzip was asked for", "ask its owner")
         body = unpacked(unpacked(io.BufferedReader(answer), coding.endswith("gzip")))
@@ -21090,21 +21093,18 @@ class Web(Place):
             size = int(answer.headers["Content-Length"])
             raise EOFError(f"the body is cut short: {size - answer.length:,} of {size:,} bytes came")
         self.headers, self.url = answer.headers, url
-        return "", 0.0
 
-    def refused(self, answer: Any, url: str) -> tuple[str, float]:
-        body = answer.read(500)
+    def refused(self, answer: Any, url: str) -> SourceError:
+        body, message = answer.read(500), f"{answer.status} {answer.reason}"
         with contextlib.suppress(zlib.error):  # it is not packed
             body = zlib.decompressobj(31).decompress(body)
         text = body.decode("utf-8", "replace")
-        self.facts = http_facts(answer.status, answer.headers, url, text)
-        said = " ".join(text.split())[:200]
-        if self.facts["retryable"]:
-            return f"{answer.status} {answer.reason}", retry_after(answer.headers.get("Retry-After", ""))
-        message = f"{self.name} answered {answer.status} {answer.reason}"
-        if origin(url) != origin(self.base) and (self.user or self.asked["headers"]):
-            message += f"; the headers are for {bare_url(self.base)} and were not sent to another origin"
-        raise SourceError(message, f"it said: {said}" if said else "check the URL", **self.facts)
+        facts, said = http_facts(answer.status, answer.headers, url, text), " ".join(text.split())[:200]
+        if not facts["retryable"]:
+            message = f"{self.name} answered {message}"
+            if origin(url) != origin(self.base) and (self.user or self.asked["headers"]):
+                message += f"; the headers are for {bare_url(self.base)} and were not sent to another origin"
+        return SourceError(message, f"it said: {said}" if said else "check the URL", **facts)
 
 
 #: Option that says how pages are found → what finds the next request.
