@@ -20258,11 +20258,11 @@ def passwords_in(url: str) -> Iterator[str]:
 class Place:
     """Where rows are.  `read` yields batches.  `write` takes batches and returns how many rows, or None for all.
 
-    *label* names it in the trace, *name* in the lineage.  *options* come from `extract` or `load`.
+    *label* names it in the trace, `name` in the lineage.  *options* come from `extract` or `load`.
     """
 
-    def __init__(self, label: str, options: Json, name: str) -> None:
-        self.label, self.options, self.name = label, options, name
+    def __init__(self, label: str, url: str, around: Surroundings, options: Json) -> None:
+        self.label, self.around, self.options, self.name = label, around, options, around.name_of(url)
 
     def uses(self, how: str, query: str | None = None) -> list[Json]:
         """Returns what is read or written there, as a record says it; a *query* tells that itself."""
@@ -20270,7 +20270,6 @@ class Place:
 
     def moved(self, rehearsal: Rehearsal, writing: bool) -> Place:
         """Returns the place that is read, or is written to, in a rehearsal."""
-        rehearsal.check_host(urllib.parse.urlsplit(self.name).hostname or "")
         return self
 
     def fit(self, what: str, known: Json, own: Mapping[str, PlaceOption] = {}, hint: str = "") -> Json:
@@ -20291,19 +20290,18 @@ class Place:
 
 
 def find_place(source: Any, resource: str | None, around: Surroundings, options: Json, writing: bool = False) -> Any:
+    """Returns what a source, or when *writing* a target, names; in a rehearsal what takes its place."""
     registry = TARGETS if writing else SOURCES
     name = os.fspath(source) if hasattr(source, "__fspath__") else source
     if not isinstance(name, str) or not name:
         raise BadRequest(f"{safe_repr(source)} is no place", "a path, a URL, a connection, or the name of an @source")
-    if name in registry:
-        withheld = writing and around.rehearsal is not None
-        return (Withheld if withheld else Registered)(name, registry[name], resource, options)
-    options = without_none(options)
-    url = around.url_of(name)
+    url, options = (name, options) if name in registry else (around.url_of(name), without_none(options))
     scheme, marks, address = url.partition("://")
     kind, dialect = scheme.partition("+")[0], scheme.replace("+", ".")
-    make: Callable[..., Place] = LocalFile
-    if not marks:
+    make: Callable[[str, Surroundings, Json], Place] = LocalFile
+    if name in registry:
+        make, resource = functools.partial(Registered, registry[name], resource), None
+    elif not marks:
         check_path(name, url, options, registry, around)
     elif scheme == "file":
         host, _, path = address.partition("/")
@@ -20313,8 +20311,7 @@ def find_place(source: Any, resource: str | None, around: Surroundings, options:
     elif scheme in ("http", "https"):
         make = Web
     elif kind in DATABASES or is_known(lambda: need("sqlalchemy", "sql", "").dialects.registry.load(dialect)):
-        place: Place = Table(url, resource, around, options)
-        return place if around.rehearsal is None else place.moved(around.rehearsal, writing)
+        make, resource = functools.partial(Table, resource), None
     elif kind in REMOTE_FILES or is_known(lambda: scheme in need("fsspec", "files", "").available_protocols()):
         make = RemoteFile
     else:
@@ -20371,11 +20368,13 @@ def is_known(question: Callable[[], Any]) -> bool:
 
 
 class Registered(Place):
-    """A source or target that the author wrote."""
+    """A source or target that the author wrote.  In a rehearsal no target is called: nobody knows what it would do."""
 
-    def __init__(self, name: str, function: AnyFunction, resource: str | None, options: Json) -> None:
-        super().__init__(name, options if resource is None else {"resource": resource, **options}, f"@{name}")
-        self.function = function
+    def __init__(
+        self, function: AnyFunction, resource: str | None, name: str, around: Surroundings, options: Json
+    ) -> None:
+        super().__init__(name, name, around, options if resource is None else {"resource": resource, **options})
+        self.function, self.name = function, f"@{name}"
 
     def call(self, *arguments: Any, **more: Any) -> Any:
         """Calls the function.  Raises BadRequest for an option that it does not take."""
@@ -20404,15 +20403,8 @@ class Registered(Place):
         return [as_rows([row async for row in made] if hasattr(made, "__aiter__") else await made)]
 
     def write(self, batches: Batches, mode: str, keys: list[str]) -> Any:
-        return self.call(collect(batches), mode=mode, key=keys)
-
-
-class Withheld(Registered):
-    """A target in a rehearsal, which is not called: nobody knows what it would do."""
-
-    def write(self, batches: Batches, mode: str, keys: list[str]) -> None:
-        for _ in batches:
-            pass
+        rows = collect(batches)
+        return self.call(rows, mode=mode, key=keys) if self.around.rehearsal is None else None
 
 
 # Local and remote files.
@@ -20431,8 +20423,8 @@ class LocalFile(Place):
     """Files in the format of the option `format`, or of their suffix: one, those in a folder, or those of a pattern."""
 
     def __init__(self, path: str, around: Surroundings, options: Json) -> None:
-        self.path, self.around = path + "*" * path.endswith("/"), around
-        super().__init__(os.path.basename(path.rstrip("/")) or path, options, around.name_of(path))
+        self.path = path + "*" * path.endswith("/")
+        super().__init__(os.path.basename(path.rstrip("/")) or path, path, around, options)
 
     def moved(self, rehearsal: Rehearsal, writing: bool) -> Place:
         path = rehearsal.copied(self.path, writing)
@@ -20469,9 +20461,10 @@ class LocalFile(Place):
         with self.open(path) as file:
             plain = unpacked(file, path.endswith(".gz"))
             for batch in labelled(label, file_format.read(plain, batch_rows, **options)):
-                if column is not None and column in columns_of(batch):
-                    raise SourceError(f"{path}: there is a column '{column}' already", "file_column='…' names another")
                 if column is not None:
+                    if column in columns_of(batch):
+                        wrong = f"{path}: there is a column '{column}' already"
+                        raise SourceError(wrong, "file_column='…' names another")
                     batch = Rows(({**row, column: path} for row in batch), [*batch.columns, column])
                 yield batch
 
@@ -20584,10 +20577,6 @@ class NewFile(Replacement):
             super().put()  # a file system without links
 
 
-def download(path: str, store: Any, name: str) -> None:
-    store.get_file(name, path)
-
-
 class RemoteFile(LocalFile):
     """Files in a store that fsspec knows."""
 
@@ -20607,17 +20596,19 @@ class RemoteFile(LocalFile):
         if writing and copy not in rehearsal.names:
             for path in (rehearsal.before + below, copy):
                 make_directory(os.path.dirname(path))
-                if self.ask(lambda store, path: store.exists(path)):
-                    self.ask(functools.partial(download, path))
+                with self.asking() as (store, name):
+                    if store.exists(name):
+                        store.get_file(name, path)
             rehearsal.names |= dict.fromkeys((copy, below), self.name)
         if copy not in rehearsal.names:
             return self
         return LocalFile(copy, self.around, omit(self.options, ("storage_options",)))
 
-    def ask(self, question: Callable[[Any, str], Any]) -> Any:
-        store, path = self.store
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[tuple[Any, str]]:
+        """For `with`: makes SourceErrors of what the store raises."""
         try:
-            return question(store, path)
+            yield self.store
         except StepTimeout:
             raise
         except (OSError, ValueError) as problem:
@@ -20628,21 +20619,22 @@ class RemoteFile(LocalFile):
         """Asks the store only if it must: a single file may be readable in a folder that is not."""
         if "*" not in self.path and not {"missing", "new_only"} & self.options.keys():
             return {self.path: ""}
-
-        paths: list[str] = self.ask(lambda store, pattern: [*filter(store.isfile, store.glob(pattern))])
-        if not self.options.get("new_only"):
-            return dict.fromkeys(paths, "")
-        try:
-            stamps = self.ask(lambda store, _: [f"{store.size(path)} {store.modified(path)}" for path in paths])
-        except NotImplementedError:
-            raise SourceError(f"{self.label}: no time of change is known there", "leave new_only out") from None
-        return dict(zip(paths, stamps, strict=True))
+        with self.asking() as (store, pattern):
+            paths = [*filter(store.isfile, store.glob(pattern))]
+            if not self.options.get("new_only"):
+                return dict.fromkeys(paths, "")
+            try:
+                return {path: f"{store.size(path)} {store.modified(path)}" for path in paths}
+            except NotImplementedError:
+                raise SourceError(f"{self.label}: no time of change is known there", "leave new_only out") from None
 
     def open(self, path: str) -> Any:
-        return self.ask(lambda store, own: store.open(own if path == self.path else path, "rb"))
+        with self.asking() as (store, own):
+            return store.open(own if path == self.path else path, "rb")
 
     def lock(self, stack: contextlib.ExitStack) -> bool:
-        return bool(self.ask(lambda store, path: store.exists(path)))  # there are no locks
+        with self.asking() as (store, path):
+            return bool(store.exists(path))  # there are no locks
 
     def replacement(self, stack: contextlib.ExitStack, is_new: bool) -> Any:
         """Returns a local file to write, which is uploaded in the end.  A failure leaves the old one."""
@@ -20871,19 +20863,21 @@ class Web(Place):
         parts = urllib.parse.urlsplit(urllib.parse.quote(url, safe=URL_CHARACTERS))
         if origin(parts.geturl()) is None:
             raise BadRequest(f"{bare_url(url)} is no URL of a host and a port", "https://host:443/path")
-        label = parts.path.rstrip("/").rpartition("/")[2] or str(parts.hostname)
-        super().__init__(label, options, around.name_of(url))
+        host = str(parts.hostname)
+        super().__init__(parts.path.rstrip("/").rpartition("/")[2] or host, url, around, options)
+        if around.rehearsal is not None:
+            around.rehearsal.check_host(host)
         formats = dict(itertools.chain.from_iterable(form.reads.items() for form in FILE_FORMATS.values()))
         hint = f"it takes {', '.join(WEB_OPTIONS)}; an @source can do anything"
         self.options = self.fit("http(s)", formats, WEB_OPTIONS, hint=hint)
         self.asked: Json = {name: options.get(name, row[1]) for name, row in WEB_OPTIONS.items()}
-        self.around, self.pager = around, self.find_pager()
+        self.pager = self.find_pager()
         self.step, first = self.asked["page_step"] or 1, self.asked["first_page"]
         self.first = int(self.asked["page_step"] is None) if first is None else first
-        user, _, host = parts.netloc.rpartition("@")
+        user, _, address = parts.netloc.rpartition("@")
         basic = base64.b64encode(urllib.parse.unquote(user if ":" in user else f"{user}:").encode()).decode()
         self.user: Json = {"Authorization": f"Basic {basic}"} if user else {}  # which urllib does not send
-        self.base = with_query(parts._replace(netloc=host, fragment="").geturl(), self.asked["query"])
+        self.base = with_query(parts._replace(netloc=address, fragment="").geturl(), self.asked["query"])
 
     def find_pager(self) -> str:
         """Returns the option that finds pages, if any.  Raises BadRequest for two, or for one that counts rows."""
@@ -21232,11 +21226,11 @@ SQL_HINTS = {
 class Table(Place):
     """A table or a query of a database."""
 
-    def __init__(self, url: str, resource: str | None, around: Surroundings, options: Json) -> None:
+    def __init__(self, resource: str | None, url: str, around: Surroundings, options: Json) -> None:
         label = brief(resource) if resource else bare_url(url).rpartition("/")[2] or url.partition(":")[0]
-        super().__init__(label, options, around.name_of(url))
+        super().__init__(label, url, around, options)
         self.fit("a database", {"params": {}})
-        self.url, self.resource, self.around = url, resource, around
+        self.url, self.resource = url, resource
 
     def moved(self, rehearsal: Rehearsal, writing: bool) -> Place:
         self.url = rehearsal.database(self.url, self.name)
@@ -22815,13 +22809,14 @@ csv_cell, sqlite_cell = cell_for("csv"), cell_for("sqlite")
 class Scan:
     """The columns of rows, whether every row has all of them, the types in each, and the cells that a table changes."""
 
-    __slots__ = ("before", "columns", "even", "made", "rows", "types")
-
     def __init__(self, rows: Rows, before: int = 0) -> None:
         self.rows, self.before, self.columns = rows, before, columns_of(rows)
         self.even = {*map(len, rows)} <= {len(self.columns)}
         self.made: dict[str, list[Any]] = {}
-        self.types = {name: {*map(type, self.cells_of(name))} - {type(None)} for name in self.columns}
+
+    @functools.cached_property
+    def types(self) -> dict[str, set[type]]:
+        return {name: {*map(type, self.cells_of(name))} - {type(None)} for name in self.columns}
 
     def cells_of(self, name: str) -> Iterable[Any]:
         """Returns the cells of a column, with None for a row that lacks it."""
@@ -22872,21 +22867,18 @@ class Seen:
         self.rows = 0
 
     def add(self, rows: Rows) -> None:
-        sample = Rows(rows[:: max(-(-len(rows) // OBSERVED_ROWS), 1)], rows.columns)
-        columns, weight = columns_of(sample), len(rows) / max(len(sample), 1)
-        is_even = {*map(len, sample)} <= {len(columns)}
-        for name in (columns if is_even else columns_of(rows))[:OBSERVED_COLUMNS]:
-            cells = map(operator.itemgetter(name), sample) if is_even else (row.get(name) for row in sample)
+        sample = Scan(Rows(rows[:: max(-(-len(rows) // OBSERVED_ROWS), 1)], rows.columns))
+        weight = len(rows) / max(len(sample.rows), 1)
+        for name in (sample.columns if sample.even else columns_of(rows))[:OBSERVED_COLUMNS]:
             short = clip(name, WORD_MAX)
             if len(self.columns) < OBSERVED_COLUMNS or short in self.columns:
-                known = self.columns.setdefault(short, {})
-                values = [*cells]
-                types = [*map(type, values)]
-                if short not in self.filled and (not {*types} <= BLANK_TYPES or any(values)):
+                known, cells = self.columns.setdefault(short, {}), [*sample.cells_of(name)]
+                types = collections.Counter(map(type, cells))
+                if short not in self.filled and (not types.keys() <= BLANK_TYPES or any(cells)):
                     self.filled.add(short)
-                for cell_type in {*types}:
+                for cell_type, count in types.items():
                     kind = kind_of(cell_type).name or "null"
-                    known[kind] = known.get(kind, 0) + types.count(cell_type) * weight
+                    known[kind] = known.get(kind, 0) + count * weight
         self.rows += len(rows)
 
     def document(self) -> Json:
