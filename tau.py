@@ -19870,7 +19870,10 @@ class Rehearsal:
         return url
 
     def connection_to(self, house: Any) -> Any:
-        """Returns the one connection to a PostgreSQL.  Its commit and rollback end a savepoint only."""
+        """Returns a connection; to a PostgreSQL the one, whose commit and rollback end a savepoint only."""
+        self.guard()
+        if house.dialect != "postgresql":
+            return house.engine.connect()
         url = str(house.engine.url)
         if url not in self.held:
             made = self.held[url] = house.engine.connect().execution_options(isolation_level="REPEATABLE READ")
@@ -19907,17 +19910,16 @@ class Rehearsal:
         text = re.sub(r"\$(\w*)\$.*?\$\1\$", " ", statement, flags=re.DOTALL)
         for path in re.findall(OPENS_FILE, text, re.IGNORECASE):
             self.check_change(path)
-        text = re.sub(NO_TABLES, " ", text, flags=re.DOTALL | re.IGNORECASE)
+        text = re.sub(NO_TABLES, " ", text)
         if found := re.search(ENDS_TRANSACTION, text, re.IGNORECASE):
             self.refuse(f"{found[1].upper()} in a statement", "the rehearsal is one transaction, which ends with it")
 
-    def remember(self, house: Any, place: str, tables: Iterable[str], keys: list[str]) -> None:
+    def remember(self, house: Any, uses: list[Json], keys: list[str]) -> None:
         """Keeps how tables of a PostgreSQL are before the first write to them; of files there are copies."""
-        if house.dialect != "postgresql":
-            return
-        self.houses[place] = house
-        for table in tables:
-            if (place, table) not in self.tables:
+        for use in uses if house.dialect == "postgresql" else ():
+            place, table = use["place"], use["resource"]
+            self.houses[place] = house
+            if use["how"] == "writes" and (place, table) not in self.tables:
                 key = keys or key_of_table(house, table)
                 self.tables[place, table] = house, key, self.marks(f"{place} {table}", rows_of_table(house, table), key)
 
@@ -20137,7 +20139,7 @@ def tables_of(house: Any) -> list[str]:
 def rows_of_table(house: Any, table: str) -> Batches:
     """Yields the rows of a table, none if there is no such table.  PostgreSQL folds names without quotes."""
     for name in (table, table.lower()):
-        if house.columns_of(name) is not None:
+        if house.columns_of(name):
             yield from house.ask(f"SELECT * FROM {house.quoted(name)}", {}, BATCH_ROWS)
             return
 
@@ -21019,9 +21021,7 @@ class Web(Place):
                 if not facts.get("retryable"):
                     raise
             if attempt > self.asked["retries"]:
-                is_choice = not (self.asked["retries"] or self.around.only_looks)
-                hint = " without retries=0 it would be asked again" * is_choice
-                raise SourceError(f"{why} (tried {attempt} times)", f"is the service well?{hint}", **facts)
+                raise SourceError(f"{why} (tried {attempt} times)", "is the service well?  retries=… is how often it is asked again", **facts)
             asked_s = retry_after(facts.get("retry_after") or "")
             if asked_s > 60:
                 raise SourceError(f"{why}; it asks to wait {asked_s:.0f} s", "run again later", **facts)
@@ -21204,7 +21204,7 @@ HARMLESS = {"random", "clock_timestamp", "timeofday", "gen_random_uuid"}
 #: Functions of SQLite that do more than read a database.
 REACHING = ("load_extension", "readfile", "writefile", "edit", "fts3_tokenizer")
 #: How a query begins.  Any other resource is the name of a table, which may have spaces in it.
-QUERY = r"\s*(\(|--|/\*|(select|with|values|from|table|show|describe|explain|pragma|call|exec)\b)"
+QUERY = r"(?i)\s*(\(|--|/\*|(select|with|values|from|table|show|describe|explain|pragma|call|exec)\b)"
 #: Drivers for a URL that names none, the usual one first: module → its name in a URL.
 DRIVERS = {
     "postgresql": {"psycopg2": "psycopg2", "psycopg": "psycopg", "pg8000": "pg8000"},
@@ -21238,7 +21238,7 @@ class Table(Place):
 
     def uses(self, how: str, query: str | None = None) -> list[Json]:
         words = query or self.resource or ""
-        is_table = query is None and (how == "writes" or re.match(QUERY, words, re.IGNORECASE) is None)
+        is_table = query is None and (how == "writes" or re.match(QUERY, words) is None)
         found = [(how, words)] if is_table else tables_in(words) or [(how, "")]
         usual = r"^(main|public|dbo)\."
         return [{"how": way, "place": self.name, "resource": re.sub(usual, "", table)} for way, table in found]
@@ -21271,7 +21271,7 @@ class Table(Place):
         if (query := self.resource) is None:
             raise BadRequest("which table or query?", 'ctx.extract("sqlite:///shop.db", "orders")')
         with self.connect("BEGIN") as house:
-            is_table = re.match(QUERY, query, re.IGNORECASE) is None
+            is_table = re.match(QUERY, query) is None
             if is_table or (re.fullmatch(r"[\w -]+", query) and house.columns_of(query)):  # such as `Call log`
                 query = f"SELECT * FROM {house.quoted(query)}"
             elif house.only_looks:
@@ -21287,7 +21287,7 @@ class Table(Place):
             if re.search(r"\s", self.resource) and self.resource not in tables:
                 house.check_query(self.resource)
                 return {}
-            if (columns := house.columns_of(self.resource)) is None:
+            if not (columns := house.columns_of(self.resource)):
                 known = f"its tables are {', '.join(tables) or '(none)'}"[:500]
                 raise SourceError(f"there is no table '{self.resource}'", did_you_mean(self.resource, tables, known))
             declared = {column.name: column.declared for column in columns.values()}
@@ -21301,8 +21301,8 @@ class Table(Place):
         if self.resource is None:
             raise BadRequest("which table?", 'ctx.load("sqlite:///shop.db", rows, "orders")')
         with self.connect("BEGIN IMMEDIATE", makes=True) as house:
-            if (rehearsal := self.around.rehearsal) is not None:
-                rehearsal.remember(house, self.name, [use["resource"] for use in self.uses("writes")], keys)
+            if self.around.rehearsal is not None:
+                self.around.rehearsal.remember(house, self.uses("writes"), keys)
             loading = Loading(house, self.resource, mode, keys)
             for batch in batches:
                 loading.add(batch)
@@ -21311,29 +21311,28 @@ class Table(Place):
         """Executes outside of a transaction, as VACUUM needs.  Returns rows, or how many changed."""
         makes = re.match(r"\s*(--|/\*|create|pragma|vacuum|attach)", statement, re.IGNORECASE) is not None
         with self.connect("", makes) as house:
-            if (rehearsal := self.around.rehearsal) is not None:
-                written = (use["resource"] for use in self.uses("reads", statement) if use["how"] == "writes")
-                rehearsal.remember(house, self.name, written, [])
+            if self.around.rehearsal is not None:
+                self.around.rehearsal.remember(house, self.uses("reads", statement), [])
             answer = house.execute(statement, params)
             return answer if isinstance(answer, int) else collect(answer)
 
 
 #: In SQL: comments, texts, and FROM in the call of a function; a name, as it is or quoted, maybe of a schema; tables.
-NO_TABLES = r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\(\s*\w+\s+from\b|\bdistinct\s+from\b"
+NO_TABLES = r"(?is)--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\(\s*\w+\s+from\b|\bdistinct\s+from\b"
 SQL_NAME = r"(?:\"[^\"]+\"|`[^`]+`|\[[^]]+\]|[^\W\d]\w*+)"
 SQL_TABLE = rf"{SQL_NAME}(?:\s*\.\s*{SQL_NAME})*+"
 READ_OR_WRITTEN = (
-    r"\b(delete\s+from|into|(?<!do )(?<!for )update|(?:table|view)(?:\s+if(?:\s+not)?\s+exists)?|from|join)\s+"
+    r"(?i)\b(delete\s+from|into|(?<!do )(?<!for )update|(?:table|view)(?:\s+if(?:\s+not)?\s+exists)?|from|join)\s+"
     rf"(?:only\s+)?({SQL_TABLE}(?:(?:\s+(?:as\s+)?{SQL_NAME})?\s*,\s*{SQL_TABLE})*+)(\s*\()?"
 )
 
 
 def tables_in(query: str) -> list[tuple[str, str]]:
     """Returns the tables that SQL reads or writes, as far as words such as FROM and INTO tell."""
-    text = re.sub(NO_TABLES, " ", query, flags=re.DOTALL | re.IGNORECASE)
+    text = re.sub(NO_TABLES, " ", query)
     own = {name.lower() for name in re.findall(rf"({SQL_NAME})\s+as\s+(?:not\s+)?(?:materialized\s+)?\(", text, re.I)}
     found = []
-    for word, tables, call in re.findall(READ_OR_WRITTEN, text, re.IGNORECASE):
+    for word, tables, call in re.findall(READ_OR_WRITTEN, text):
         how = "reads" if word.lower() in ("from", "join") else "writes"
         for table in () if call and how == "reads" else re.findall(rf"(?:^|,)\s*({SQL_TABLE})", tables):
             if table.lower() not in own | {"set", "select", "lateral"}:
@@ -21347,16 +21346,17 @@ class Loading:
     def __init__(self, house: Any, name: str, mode: str, keys: list[str]) -> None:
         self.house, self.name, self.mode, self.keys = house, name, mode, keys
         self.table = house.quoted(name)
-        self.columns: dict[str, Column] | None = house.columns_of(name)  # by folded name
+        self.columns: dict[str, Column] = house.columns_of(name)
         self.count = 0  # rows of the batches before
-        if mode == "replace" and self.columns is not None:
+        if mode == "replace" and self.columns:
             house.execute(f"DELETE FROM {self.table}")
 
     def add(self, batch: Rows) -> None:
         scan = Scan(batch, self.count)
-        if not scan.columns or (self.columns is None and self.keys and not batch):  # a key has no kind yet
+        is_new = not self.columns
+        if not scan.columns or (is_new and self.keys and not batch):  # a key has no kind yet
             return
-        is_whole = scan.even or (self.columns is None and not self.keys)  # what a row lacks has no other default
+        is_whole = scan.even or (is_new and not self.keys)  # what a row lacks has no other default
         self.widen(scan)
         for row in batch if self.mode == "upsert" else ():
             check_keys(row, self.keys)
@@ -21373,13 +21373,13 @@ class Loading:
 
     def widen(self, scan: Scan) -> None:
         """Adds and widens what the table lacks.  Raises SourceError for a cell that would come back as another."""
-        house, known = self.house, self.columns or {}
+        house, known = self.house, self.columns
         names = [*map(house.fold, scan.columns)]
         check_distinct(names, f"{house.label} does not tell capitals: a step can rename one")
         pairs = zip(map(known.get, names), scan.columns, strict=True)
         changes = [(old, self.fit(scan, name, old)) for old, name in pairs]
         declared = [f"{house.spell(column.name)} {column.declared}" for old, column in changes if old is None]
-        if self.columns is None:
+        if not known:
             check_columns(self.keys, scan.columns)
             key = f", PRIMARY KEY ({self.listed(self.keys)})" if self.keys else ""
             house.execute(f"CREATE TABLE {self.table} ({', '.join(declared)}{key})")
@@ -21405,6 +21405,7 @@ class Loading:
                 return column
         column = old or column
         number, cell = column.convert(scan, name) or (0, None)
+        at = self.count + number
         limit = column.limit if kind_of(type(cell)) is column.kind else ""
         wrong = f"column '{name}' holds {column.kind and column.kind.name}s{limit}, which {safe_repr(cell)} is not"
         hint = (
@@ -21413,15 +21414,15 @@ class Loading:
         )
         if isinstance(cell, str) and guessed_kind({cell}).name != "text":
             hint = f"types=True where CSV is extracted, whose cells are text without it; else {hint}"
-        others = enumerate(itertools.islice(scan.cells_of(name), number, None), self.count + number + 1)
-        facts = row_facts(self.count + number, cell, others, column.cell, "cell", None)
-        raise SourceError(f"row {self.count + number}: {wrong}", hint, column=name, **facts)
+        others = enumerate(itertools.islice(scan.cells_of(name), number, None), at + 1)
+        facts = row_facts(at, cell, others, column.cell, "cell", None)
+        raise SourceError(f"row {at}: {wrong}", hint, column=name, **facts)
 
     def listed(self, names: Iterable[str]) -> str:
         return ", ".join(map(self.house.spell, names))
 
     def insert(self, scan: Scan, shape: list[str], cells: Cells) -> None:
-        house, columns = self.house, [(self.columns or {})[self.house.fold(name)] for name in shape]
+        house, columns = self.house, [self.columns[self.house.fold(name)] for name in shape]
         # DuckDB takes all values of each column at once: a row on its own needs 3 ms there.
         at_once = house.dialect == "duckdb" and all(column.kind is not None for column in columns)
         marks = [*map(house.mark.format, range(len(shape)))]
@@ -21507,14 +21508,14 @@ class Warehouse:
         schema, _, name = table.rpartition(".")
         return collect(self.ask(queries[self.dialect], {"schema": schema or None, "name": name}))
 
-    def columns_of(self, table: str) -> dict[str, Column] | None:
-        """Returns the columns of a table by their folded names; None if there is no such table."""
+    def columns_of(self, table: str) -> dict[str, Column]:
+        """Returns the columns of a table by their folded names; none if there is no such table."""
         columns = {}
         for row in self.catalog(COLUMNS, table):
             zone = " WITH TIME ZONE" * getattr(row["type"], "timezone", False)
             column = Column(row["name"], f"{row['type']}{zone}", self.dialect, row.get("comment") == NO_VALUE)
             columns[self.fold(column.name)] = column
-        return columns or None
+        return columns
 
     def keys_of(self, table: str) -> Json:
         """Returns the columns of a table's primary key, of its other unique indexes, and of further indexes.
@@ -21722,10 +21723,7 @@ class Alchemy(Warehouse):
         try:
             with self.around.working("database"):
                 rehearsal = self.around.rehearsal
-                is_held = rehearsal is not None and self.dialect == "postgresql"
-                self.connection = rehearsal.connection_to(self) if rehearsal and is_held else self.engine.connect()
-            if rehearsal is not None:
-                rehearsal.guard()
+                self.connection = self.engine.connect() if rehearsal is None else rehearsal.connection_to(self)
             for statement in LOOKING.get(self.dialect, ()) if self.only_looks else ():
                 self.execute(statement)
         except self.errors as problem:
@@ -21911,13 +21909,11 @@ BEGINNINGS = {
 
 
 def find_format(named: str | None, path: str) -> FileFormat:
-    suffix, known = named or path.removesuffix(".gz").rpartition(".")[2].lower(), ", ".join(FILE_FORMATS)
+    suffix = named or path.removesuffix(".gz").rpartition(".")[2].lower()
     if suffix in FILE_FORMATS:
         return FILE_FORMATS[suffix]
-    hint = did_you_mean(suffix, FILE_FORMATS, f"format='csv' says it; known: {known}")
-    raise BadRequest(
-        f"'{path}' has no known format", f"{FOREIGN[suffix]}; known: {known}" if suffix in FOREIGN else hint
-    )
+    hint = FOREIGN.get(suffix, "format='csv' says it") + f"; known: {', '.join(FILE_FORMATS)}"
+    raise BadRequest(f"'{path}' has no known format", did_you_mean(suffix, FILE_FORMATS, hint))
 
 
 def unpacked(file: Any, is_packed: bool = False) -> Any:
@@ -21931,7 +21927,7 @@ def labelled(label: str, batches: Batches) -> Batches:
     try:
         yield from batches
     except (SourceError, BadRequest) as problem:
-        raise type(problem)(f"{label}: {problem}", problem.hint) from problem.__cause__
+        raise type(problem)(f"{label}: {problem}", problem.hint, **problem.detail) from problem.__cause__
     except UnicodeDecodeError as problem:
         known = (hint for start, hint in BEGINNINGS.items() if problem.object.startswith(start))
         # latin-1 is not named: it reads any bytes, those of other encodings as nonsense
@@ -22855,7 +22851,7 @@ def columns_of(rows: Rows) -> list[str]:
 
 
 #: Types of cells that can be asked whether they are empty.
-BLANK_TYPES = {int, float, bool, str, type(None)}
+BLANK_TYPES = PLAIN_TYPES | {bool}
 
 
 class Seen:
@@ -22883,13 +22879,14 @@ class Seen:
 
     def document(self) -> Json:
         """Returns the columns, `{"fare": "real|null"}`, and the share of missing values in those that have some."""
-        columns, nulls = dict[str, str](), dict[str, float]()
+        columns, nulls, blank = dict[str, str](), dict[str, float](), []
         for name, counts in self.columns.items():
-            columns[SECRETS.text(name)] = "|".join(sorted(counts, key=lambda kind: (kind == "null", kind)))
-            filled = sum(counts.values()) - counts.get("null", 0)
+            shown, filled = SECRETS.text(name), sum(counts.values()) - counts.get("null", 0)
+            columns[shown] = "|".join(sorted(counts, key=lambda kind: (kind == "null", kind)))
             if self.rows and (share := round(1 - filled / self.rows, 4)) > 0:
-                nulls[SECRETS.text(name)] = share
-        blank = [SECRETS.text(name) for name in self.columns if name not in self.filled]
+                nulls[shown] = share
+            if name not in self.filled:
+                blank.append(shown)
         return {"columns": columns, "nulls": nulls} | ({"blank": blank} if blank else {})
 
 
