@@ -21021,7 +21021,8 @@ class Web(Place):
                 if not facts.get("retryable"):
                     raise
             if attempt > self.asked["retries"]:
-                raise SourceError(f"{why} (tried {attempt} times)", "is the service well?  retries=… is how often it is asked again", **facts)
+                hint = "is the service well?  retries=… is how often it is asked again"
+                raise SourceError(f"{why} (tried {attempt} times)", hint, **facts)
             asked_s = retry_after(facts.get("retry_after") or "")
             if asked_s > 60:
                 raise SourceError(f"{why}; it asks to wait {asked_s:.0f} s", "run again later", **facts)
