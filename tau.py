@@ -19689,12 +19689,6 @@ OPENS_FILE = r"\b(?:attach|to|database|into)\s+(?:if\s+not\s+exists\s+)?'([^']*)
 #: The tables of a PostgreSQL that this transaction has changed.
 CHANGED_TABLES = """SELECT CAST(schemaname AS text) AS schema, CAST(relname AS text) AS name
     FROM pg_stat_xact_user_tables WHERE n_tup_ins + n_tup_upd + n_tup_del > 0"""
-#: The tables of a database in a file, without views.
-TABLES = {
-    "sqlite": "SELECT '' AS schema, name FROM sqlite_master WHERE type = 'table' AND substr(name, 1, 7) != 'sqlite_'",
-    "duckdb": "SELECT table_schema AS schema, table_name AS name FROM information_schema.tables"
-    " WHERE table_type = 'BASE TABLE'",
-}
 
 
 class Refused(Forbidden, PermissionError):
@@ -19965,7 +19959,7 @@ class Rehearsal:
     def compare_tables(self, kind: str, path: str, *trees: str) -> None:
         place, (old, new) = self.name_of(f"{kind}:///{path}"), [self.opened(kind, tree) for tree in trees]
         with old as before, new as after:
-            for table in dict.fromkeys(tables_of(before) + tables_of(after)):
+            for table in dict.fromkeys(before.tables(views=False) + after.tables(views=False)):
                 key, what = self.keys.get((place, table.lower())) or key_of_table(after, table), f"{place} {table}"
                 sides = [self.marks(what, rows_of_table(house, table), key) for house in (before, after)]
                 self.settle(place, table, *sides)
@@ -20129,11 +20123,6 @@ def file_digest(path: str) -> bytes:
         return b""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "blake2b").digest()
-
-
-def tables_of(house: Any) -> list[str]:
-    rows = collect(house.ask(TABLES[house.dialect]))
-    return [row["name"] if row["schema"] in ("", "main") else f"{row['schema']}.{row['name']}" for row in rows]
 
 
 def rows_of_table(house: Any, table: str) -> Batches:
@@ -21189,9 +21178,9 @@ WHERE lower(schema_name) = lower(coalesce(:schema, 'main')) AND lower(table_name
 #: The rows of a table are counted up to this number.
 COUNTED_MAX = 1_000_000
 COUNT_ROWS = f"SELECT count(*) AS n FROM (SELECT 1 AS n FROM {{}} LIMIT {COUNTED_MAX}) AS counted"
-SQLITE_TABLES = """SELECT '' AS schema, name FROM sqlite_master WHERE type IN ('table', 'view')
+SQLITE_TABLES = """SELECT '' AS schema, name, type FROM sqlite_master WHERE type IN ('table', 'view')
     AND substr(name, 1, 7) != 'sqlite_' ORDER BY 2"""
-SCHEMA_TABLES = """SELECT table_schema AS schema, table_name AS name FROM information_schema.tables
+SCHEMA_TABLES = """SELECT table_schema AS schema, table_name AS name, table_type AS type FROM information_schema.tables
     WHERE table_schema NOT IN ('information_schema', 'pg_catalog') ORDER BY 1, 2"""
 #: Dialect → what is executed first by a connection that must only look.
 LOOKING: dict[str, tuple[str, ...]] = {
@@ -21542,10 +21531,14 @@ class Warehouse:
         if ";" in query.strip().removesuffix(";") or not is_query:
             raise Forbidden(f"this is not one query: {brief(query)}", "SELECT, WITH, VALUES or TABLE, and no ; in it")
 
-    def tables(self) -> list[str]:
+    def tables(self, views: bool = True) -> list[str]:
         rows = collect(self.ask(SQLITE_TABLES if self.dialect == "sqlite" else SCHEMA_TABLES))
-        usual = ("", "main", "public")
-        return [row["name"] if row["schema"] in usual else f"{row['schema']}.{row['name']}" for row in rows]
+        usual = ("", "public" if self.dialect == "postgresql" else "main")
+        return [
+            row["name"] if row["schema"] in usual else f"{row['schema']}.{row['name']}"
+            for row in rows
+            if views or row["type"].lower() != "view"
+        ]
 
     def fold(self, name: str) -> str:
         """Maps all names of a column to one."""
@@ -21731,9 +21724,9 @@ class Alchemy(Warehouse):
             raise SourceError(f"cannot connect to {self.dialect}: {cause_text(problem)}", "check the URL") from None
         return self
 
-    def tables(self) -> list[str]:
+    def tables(self, views: bool = True) -> list[str]:
         look = self.alchemy.inspect(self.connection)
-        return super().tables() if self.dialect in LOOKING else [*look.get_table_names(), *look.get_view_names()]
+        return super().tables(views) if self.dialect in LOOKING else [*look.get_table_names(), *look.get_view_names()]
 
     def check_query(self, query: str) -> None:
         super().check_query(query)
