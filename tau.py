@@ -18952,7 +18952,7 @@ class per_row:  # noqa: N801
         numbered = enumerate(others, before + position + 1)
         row = before + position, rows[position - 1]
         # The others are tried only if this ends the run.
-        vars(problem)["tau_facts"] = lambda: row_facts(*row, numbered, self.function, "row", problem)
+        vars(problem)["tau_facts"] = lambda: row_facts(*row, numbered, self.function, problem)
 
 
 def flat(made: list[Any]) -> list[Json]:
@@ -20263,7 +20263,7 @@ class Place:
         """Returns the place that is read, or is written to, in a rehearsal."""
         return self
 
-    def fit(self, what: str, known: Json, own: Mapping[str, PlaceOption] = {}, hint: str = "") -> Json:
+    def fit(self, what: str, known: Json, own: Mapping[str, PlaceOption] = {}) -> Json:
         """Returns the options that are not in *own*.  *known* has the others, each with its types in JSON.
 
         Raises BadRequest for an option that *what* does not take, that has another type, or that needs another option.
@@ -20271,7 +20271,7 @@ class Place:
         every = (*known, *own)
         for name, value in self.options.items():
             if name not in every:
-                hint = did_you_mean(name, every, hint or f"{what} takes {', '.join(every) or 'none'}")
+                hint = did_you_mean(name, every, f"{what} takes {', '.join(every) or 'none'}")
                 raise BadRequest(f"{what} has no option '{name}'", hint)
             schema, _, needed, _ = own.get(name) or (known[name], None, "", "")
             demand({"type": schema} if isinstance(schema, str) else schema, value, name)
@@ -20859,8 +20859,7 @@ class Web(Place):
         if around.rehearsal is not None:
             around.rehearsal.check_host(host)
         formats = dict(itertools.chain.from_iterable(form.reads.items() for form in FILE_FORMATS.values()))
-        hint = f"it takes {', '.join(WEB_OPTIONS)}; an @source can do anything"
-        self.options = self.fit("http(s)", formats, WEB_OPTIONS, hint=hint)
+        self.options = self.fit("http(s)", formats, WEB_OPTIONS)
         self.asked: Json = {name: options.get(name, row[1]) for name, row in WEB_OPTIONS.items()}
         self.pager = self.find_pager()
         self.step, first = self.asked["page_step"] or 1, self.asked["first_page"]
@@ -20926,7 +20925,7 @@ class Web(Place):
             with text_layer(file, options.pop("encoding", "utf-8-sig")) as text:
                 self.document = json_document(text.read())
         path, page = options.get("records", "."), self.document
-        is_empty = path != "." and isinstance(page, dict) and at_path(page, path, ()) == ()  # as some last pages are
+        is_empty = path != "." and isinstance(page, dict) and at_path(page, path) == ()  # as some last pages are
         if self.number == 1 or not is_empty or page.get("error") or page.get("errors"):
             yield from batched(records_of(page, **options), batch_rows)
 
@@ -20986,7 +20985,7 @@ class Web(Place):
         if self.document == () and self.rows:
             hint = "next_link='header' for the Link header, or page_param"
             raise SourceError(f"{self.label}: {option} reads JSON, and the page is not JSON", hint)
-        value = at_path(self.document, path, ())
+        value = at_path(self.document, path)
         if value == () and self.number == 1:
             self.warn(f"{self.label}: no '{path}' in the first page; is {option} right?")
         if value and type(value) not in types:
@@ -21220,11 +21219,8 @@ class Table(Place):
         label = brief(resource) if resource else bare_url(url).rpartition("/")[2] or url.partition(":")[0]
         super().__init__(label, url, around, options)
         self.fit("a database", {"params": {}})
-        self.url, self.resource = url, resource
-
-    def moved(self, rehearsal: Rehearsal, writing: bool) -> Place:
-        self.url = rehearsal.database(self.url, self.name)
-        return self
+        self.url = url if around.rehearsal is None else around.rehearsal.database(url, self.name)
+        self.resource = resource
 
     def uses(self, how: str, query: str | None = None) -> list[Json]:
         words = query or self.resource or ""
@@ -21405,7 +21401,7 @@ class Loading:
         if isinstance(cell, str) and guessed_kind({cell}).name != "text":
             hint = f"types=True where CSV is extracted, whose cells are text without it; else {hint}"
         others = enumerate(itertools.islice(scan.cells_of(name), number, None), at + 1)
-        facts = row_facts(at, cell, others, column.cell, "cell", None)
+        facts = row_facts(at, cell, others, column.cell)
         raise SourceError(f"row {at}: {wrong}", hint, column=name, **facts)
 
     def listed(self, names: Iterable[str]) -> str:
@@ -21771,8 +21767,7 @@ class Alchemy(Warehouse):
         if queries is COLUMNS:
             return look.get_columns(*place)  # type: ignore[no-any-return]
         found = [("primary", look.get_pk_constraint(*place)["constrained_columns"])]
-        found += (("unique", row["column_names"]) for row in look.get_unique_constraints(*place))
-        for row in look.get_indexes(*place):
+        for row in look.get_indexes(*place):  # a UNIQUE of a table has one
             is_partial = row.get("dialect_options", {}).get(f"{self.dialect}_where")
             is_key = row["unique"] and "expressions" not in row and not is_partial
             found.append(("unique" if is_key else "indexes", row.get("expressions", row["column_names"])))
@@ -22080,7 +22075,7 @@ class CsvLines:
                     wrong = f"line {numbers[at]}: '{clip(text, 100)}' in column '{name}' is not {kind.name}"
                     later = zip(numbers[at + 1 :], columns[i][at + 1 :], strict=True)
                     others = itertools.chain(later, ((self.last, line[i]) for line in lines))
-                    facts = row_facts(numbers[at], text, filter(operator.itemgetter(1), others), read, "cell", None)
+                    facts = row_facts(numbers[at], text, filter(operator.itemgetter(1), others), read)
                     hint = f"name its type: types={{'{name}': 'text'}}"
                     raise SourceError(wrong, hint, column=name, **facts) from problem
             yield from zip(*columns, strict=True)
@@ -22158,10 +22153,10 @@ def records_of(document: Any, *, records: str | None = None, meta: Any = (), fla
         if isinstance(value, list) and value and isinstance(value[0], dict):
             raise SourceError("the document is an object with lists in it", f"say records='{name}'")
     rows = document if isinstance(document, list) else [document]
-    if records not in (None, ".") and not isinstance(rows := at_path(document, str(records), ()), list | None):
+    if records not in (None, ".") and not isinstance(rows := at_path(document, str(records)), list | None):
         hint = f"the document has {', '.join(members)}" if members else "leave records out"
         raise SourceError(f"there is no list at records='{records}'", hint[:500])
-    shared = {name: at_path(document, name, ()) for name in demand(STRINGS, meta, "meta", "meta=['page.number']")}
+    shared = {name: at_path(document, name) for name in demand(STRINGS, meta, "meta", "meta=['page.number']")}
     if absent := [name for name, value in shared.items() if value == ()]:
         raise SourceError(f"meta: there is no '{absent[0]}' in the document", f"it has {', '.join(members)}"[:500])
     return [wider_row(row, shared, flatten) for row in rows or ()] if shared or flatten else rows or []
@@ -22186,17 +22181,17 @@ def members_of(pairs: Iterable[tuple[str, Any]], mark: str, prefix: str = "") ->
             yield prefix + name, value
 
 
-def at_path(document: Any, path: str, otherwise: Any = None) -> Any:
-    """Returns the value at a dotted path of a JSON document, if there is any.
+def at_path(document: Any, path: str) -> Any:
+    """Returns the value at a dotted path of a JSON document; () if there is none.
 
     Keys may have dots too.  The first and the last item of a list are 0 and -1.
     """
     if isinstance(document, list) and document:
         document = {"0": document[0], "-1": document[-1]}
     if not isinstance(document, dict) or path in document:
-        return document[path] if isinstance(document, dict) else otherwise
+        return document[path] if isinstance(document, dict) else ()
     word, _, inner = path.partition(".")
-    return at_path(document.get(word), inner, otherwise) if inner else otherwise
+    return at_path(document.get(word), inner) if inner else ()
 
 
 def write_json(text: io.TextIOWrapper, batches: Batches) -> None:
@@ -22507,11 +22502,12 @@ def check_distinct(names: Sequence[str], hint: str = "rename one of them: AS …
 ROWS_TRIED, TRIED_S = 10_000, 1.0
 
 
-def row_facts(position: int, row: Any, others: Any, work: AnyFunction, what: str, problem: Exception | None) -> Json:
-    """Returns which row or cell fails, how many of the *others* (position, row) fail too, and five of those.
+def row_facts(position: int, row: Any, others: Any, work: AnyFunction, problem: Exception | None = None) -> Json:
+    """Returns which cell fails, how many of the *others* (position, cell) fail too, and five of those.
 
-    One fails if *work* raises for it; if *problem* is given, only with the same type at the same line.
+    One fails if *work* raises for it.  With the *problem* of a row it is rows, and only the same type at the same line.
     """
+    what = "row" if problem else "cell"
     facts: Json = {"position": position, what: safe_repr(row), "failing": 1, "of": position, "rows": []}
     until = monotonic() + TRIED_S
     line = problem and traceback.extract_tb(problem.__traceback__, -1)
