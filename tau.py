@@ -22353,7 +22353,7 @@ def marked(kind: ValueKind, marks: tuple[str, str]) -> ValueKind:
 
 BATCH_ROWS = 10_000
 ROWS_HINT = "rows are a list of dicts, one key a column"
-#: How many rows and columns `observed` looks at.
+#: How many rows and columns a step looks at.
 OBSERVED_ROWS = 1_000
 OBSERVED_COLUMNS = 50
 
