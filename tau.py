@@ -21142,8 +21142,7 @@ def with_member(document: Json, path: str, value: Any) -> Json:
 # Owns databases: SQLite by itself, all others through SQLAlchemy.  Extends Place; calls Formats, Rows and Trace.
 # Promises one transaction a load, values that are bound and that no column changes, and names that are quoted.
 
-#: Dialects that know `ALTER COLUMN … TYPE` and `COMMENT ON COLUMN`, and the types that Tau declares and may widen.
-ALTERING = ("postgresql", "duckdb", "cockroachdb")
+#: The types that Tau declares and may widen.
 WIDENED = r"BIGINT|DATE|(NUMERIC|DECIMAL)\(38, ?\d+\)"
 #: The comment on a column that has no value yet.  The first one declares it.
 NO_VALUE = "no value yet"
@@ -22691,6 +22690,8 @@ KINDS_OF_VALUE = (
 )  # fmt: skip
 KINDS_OF_COLUMN = {kind.name: kind for kind in reversed(KINDS_OF_VALUE)}
 KINDS_OF_CLASS = {name.rpartition(".")[2]: kind for kind in KINDS_OF_VALUE for name in kind.classes}
+#: Dialects that know `ALTER COLUMN … TYPE` and `COMMENT ON COLUMN`, and whose types tell whether times have a zone.
+ALTERING = ("postgresql", "duckdb", "cockroachdb")
 #: The kinds to which SQLite converts what a column of them gets.
 SQLITE_KINDS = ("integer", "real", "decimal", "boolean", "text")
 #: Types whose values SQLite and CSV take as they are.
