@@ -20463,7 +20463,7 @@ class LocalFile(Place):
         if "*" in self.path:
             raise BadRequest(f"{self.path} names many files", "load to the path of one file")
         file_format = find_format(self.options.get("format"), self.label)
-        own = {name: FILE_OPTIONS[name] for name in ("format", "storage_options")}
+        own = pick(FILE_OPTIONS, "format", "storage_options")
         options = self.fit(f"writing {file_format.name}", file_format.writes, own)
         for name in {*options} - {*file_format.reads} | {"columns"}:  # with them a reader takes the header for a row
             self.options.pop(name, None)
@@ -20687,8 +20687,10 @@ def look_at_rows(place: Any, limit: int, profile: bool, about: Json) -> Json:
             break
     declared, known = about.pop("declared", {}), kinds.document()["columns"]
     names = [*dict.fromkeys(itertools.chain(known, *rows))]
-    columns = [{"name": name, "kind": known.get(name), "declared": declared.get(name)} for name in names]
-    columns = [*map(without_empty, columns[:COLUMNS_SHOWN])]
+    columns = [
+        without_empty({"name": name, "kind": known.get(name), "declared": declared.get(name)})
+        for name in names[:COLUMNS_SHOWN]
+    ]
     shown = first_fitting(rows[: min(limit, ITEMS_MAX)], ROWS_BYTES)
     seen: Json = {"columns": columns, "row_count": count, "counted": counted, **about, "rows": shown}
     if len(names) > COLUMNS_SHOWN or len(shown) < min(limit, len(rows)):
@@ -20720,10 +20722,12 @@ def profile_of(cells: list[Any]) -> Json:
             kind, values = name, fitting
     texts = (re.sub(r"[^\W\d_]", "a", re.sub(r"\d", "9", cell)) for cell in given.values() if isinstance(cell, str))
     shapes = collections.Counter(text[:40] for text in texts)
-    about = {"kind": kind, "nulls": len(cells) - len(given), "distinct": len({*map(str, given.values())})}
-    about |= {"least": min(values.values(), default=None), "greatest": max(values.values(), default=None)}
     odd = [{"row": number, "cell": given[number]} for number in given if number not in values]
-    return about | {"shapes": dict(shapes.most_common(5)), "odd": odd[:5]}
+    return {
+        "kind": kind, "nulls": len(cells) - len(given), "distinct": len({*map(str, given.values())}),
+        "least": min(values.values(), default=None), "greatest": max(values.values(), default=None),
+        "shapes": dict(shapes.most_common(5)), "odd": odd[:5],
+    }  # fmt: skip
 
 
 def fitted(kind: str, cell: Any) -> Any:
@@ -20746,8 +20750,8 @@ class Fence:
         home = job["home"]
         own = filter(None, (home, os.path.realpath(home), job["store"], os.environ.get("CREDENTIALS_DIRECTORY")))
         self.closed = {**dict.fromkeys(own, OF_TAUD), "/proc": "it tells of processes, and of their environments"}
-        self.free = [*map(os.path.realpath, (".", *job["data"], f"{job['journal']}.journal", sys.prefix))]
-        self.free = [path for path in self.free if not is_within(os.path.realpath(home), path)]
+        free = map(os.path.realpath, (".", *job["data"], f"{job['journal']}.journal", sys.prefix))
+        self.free = [path for path in free if not is_within(os.path.realpath(home), path)]
         for name, row in around.connections.items():
             if row.get("peek") is False:
                 with contextlib.suppress(MissingSecret):  # then it leads nowhere
@@ -20912,25 +20916,25 @@ class Web(Place):
     def rows_of_page(self, batch_rows: int | None) -> Batches:
         if not self.file.tell():
             return  # status 204, or an empty last page
-        form = self.form_of(str(self.headers.get_content_type()), urllib.parse.urlsplit(self.url).path)
+        form = self.form_of()
         options = self.fit(f"reading {form.name}", form.reads)
         charset = self.headers.get_content_charset()
         if charset not in (None, "utf-8") and "encoding" in form.reads:
             options.setdefault("encoding", charset)
         self.file.seek(0)
-        with open(os.dup(self.file.fileno()), "rb") as file:
-            if form.name != "json":
-                yield from form.read(file, batch_rows, **options)
-                return
-            with text_layer(file, options.pop("encoding", "utf-8-sig")) as text:
-                self.document = json_document(text.read())
+        if form.name != "json":
+            yield from form.read(self.file, batch_rows, **options)
+            return
+        with text_layer(self.file, options.pop("encoding", "utf-8-sig")) as text:
+            self.document = json_document(text.read())
         path, page = options.get("records", "."), self.document
         is_empty = path != "." and isinstance(page, dict) and at_path(page, path) == ()  # as some last pages are
         if self.number == 1 or not is_empty or page.get("error") or page.get("errors"):
             yield from batched(records_of(page, **options), batch_rows)
 
-    def form_of(self, media: str, path: str) -> FileFormat:
+    def form_of(self) -> FileFormat:
         """Returns the format by the option, the path's suffix or the Content-Type."""
+        media, path = self.headers.get_content_type(), urllib.parse.urlsplit(self.url).path
         named, subtype = self.asked["format"], media.partition("/")[2].rpartition("+")[2].removeprefix("x-")
         words = (path.removesuffix(".gz").rpartition(".")[2].lower(), SUBTYPES.get(subtype, subtype))
         guess = next((word for word in words if word in FILE_FORMATS), None)
@@ -22472,9 +22476,9 @@ def collect(batches: Batches) -> Rows:
 
 def check_columns(names: Iterable[str], columns: Sequence[str], option: str = "key=") -> None:
     """Raises SourceError if one of the *names*, which an option gives, is no column."""
-    if unknown := next((name for name in names if name not in columns), None):
-        hint = did_you_mean(unknown, columns, f"the columns are {', '.join(columns)}"[:1000])
-        raise SourceError(f"there is no column '{unknown}', and {option} names it", hint)
+    if unknown := [name for name in names if name not in columns]:
+        hint = did_you_mean(unknown[0], columns, f"the columns are {', '.join(columns)}"[:1000])
+        raise SourceError(f"there is no column '{unknown[0]}', and {option} names it", hint)
 
 
 def check_keys(row: Json, keys: Iterable[str]) -> None:
@@ -22485,9 +22489,13 @@ def check_keys(row: Json, keys: Iterable[str]) -> None:
 
 def odd_text(rows: Rows, first: int = 1) -> str:
     """Names the first text in rows with half a character or a NUL, if there is one."""
-    cells = ((number, name, cell) for number, row in enumerate(rows, first) for name, cell in row.items())
-    odd = (cell for cell in cells if isinstance(cell[2], str) and re.search("[\0\ud800-\udfff]", cell[2]))
-    return next((f"row {number}, column '{name}': {safe_repr(cell)}: " for number, name, cell in odd), "")
+    odd = (
+        f"row {number}, column '{name}': {safe_repr(cell)}: "
+        for number, row in enumerate(rows, first)
+        for name, cell in row.items()
+        if isinstance(cell, str) and re.search("[\0\ud800-\udfff]", cell)
+    )
+    return next(odd, "")
 
 
 def check_distinct(names: Sequence[str], hint: str = "rename one of them: AS …") -> None:
@@ -22912,8 +22920,8 @@ def note_drift(step: Step, is_whole: bool = True) -> None:
     changes = [one for one in differences(before, now_seen) if is_sure or one["what"] in ("added", "retyped")]
     fresh = [one for one in changes if one not in attempt.told]
     if fresh and len(attempt.told) < DRIFTS_MAX:
-        about = {"name": "", "step": step.path, "data": {"changes": fresh}}
-        attempt.journal.write({"t": "drift", "at": now(), **about})
+        about = {"t": "drift", "at": now(), "name": "", "step": step.path, "data": {"changes": fresh}}
+        attempt.journal.write(about)
         attempt.told += fresh
     if changes and attempt.drift == "fail":
         hint = 'if that is right from now on: @pipeline(drift="warn") until a run has succeeded'
