@@ -51,7 +51,7 @@ def commands() -> str:
     )  # whoever came first
     for chosen in (*module.OPERATIONS.values(), *here):
         name = chosen.words
-        own = [one for one in chosen.arguments.values() if one not in chosen.added]  # the text has the others
+        own = [one for one in chosen.arguments.values() if one not in (module.FIELDS, module.REASON)]  # of all
         usage = " ".join(map(usage_of, own))
         lines += [f"**`tau {name} {usage}`**".replace(" `", "`"), f"<br>{chosen.summary}"]
         lines += ["<br>" + " · ".join(f"`{example.partition('  # ')[0]}`" for example in chosen.examples), ""]
