@@ -9145,12 +9145,11 @@ class Daemon:
         healing = self.settings["heal"]
         if not healing["command"] or self.stopping or self.store.ask.remembered(HEALING):
             return
-        names = self.store.ask.to_heal(healing, self.store.now(), self.store.now(-healing["cool_down_s"]))
-        words = [
-            [sys.executable, *python_words("main", ["heal", name, "--auto", "--home", self.home])] for name in names
-        ]
-        limit = "[heal] time_s", healing["time_s"] + 60
-        await asyncio.gather(*(run_to_end(each, [], *limit) for each in words))
+        heals = []
+        for name in self.store.ask.to_heal(healing, self.store.now(), self.store.now(-healing["cool_down_s"])):
+            words = python_words("main", ["heal", name, "--auto", "--home", self.home])
+            heals.append(run_to_end([sys.executable, *words], [], "[heal] time_s", healing["time_s"] + 60))
+        await asyncio.gather(*heals)
 
     def on_commit(self, run_ids: set[str], *due: Any) -> None:
         """Stops and starts what is due; tells those who wait for these runs that changes are on disk."""
@@ -9855,6 +9854,7 @@ class Connection(Protocol):
     transport: asyncio.Transport
     socket: socket.socket
     hello: asyncio.Future[Any]  # drops a stranger that does not show its key in time
+    blocked: asyncio.Future[Any]  # drops a peer that does not read
 
     def __init__(self, daemon: Daemon) -> None:
         self.daemon, self.listeners = daemon, daemon.listeners
@@ -9870,7 +9870,6 @@ class Connection(Protocol):
         self.ended = self.lingering = False  # the peer sends no more; we send no more
         self.writable = asyncio.Event()
         self.writable.set()
-        self.blocked: asyncio.Future[Any] | None = None  # drops a peer that does not read
         self.unsent = 0  # bytes of answers that are kept until their batch is complete
         self.mcp: Any = None  # made when the peer first speaks it
         self.problem: TauError | None = None  # of the last answer
@@ -9918,8 +9917,7 @@ class Connection(Protocol):
 
     def resume_writing(self) -> None:
         self.writable.set()
-        if self.blocked is not None:
-            self.blocked.cancel()
+        self.blocked.cancel()
 
     # Input.
 
@@ -10299,8 +10297,8 @@ class Exchange:
         elif answer is None:
             self.write_head(*((202, "Content-Length: 0") if is_mcp else (204,)))
         else:
-            failed = is_mcp and peer.problem is not None and not peer.mcp.era
-            self.respond(answer, "application/json", *(peer.problem.status if failed and peer.problem else (200,)))
+            problem = peer.problem if is_mcp and not peer.mcp.era else None
+            self.respond(answer, "application/json", *(problem.status if problem else (200,)))
 
     async def read(self, head: Head) -> Any:
         """Returns the document that a request brings."""
@@ -10393,12 +10391,10 @@ class Head:
 
     def is_ours(self) -> bool:
         """Whether no web page sends it, or our own, which looks itself; MCP also answers one of this very address."""
-        if self.path in BROWSED:
+        if self.path in BROWSED or "origin" not in self.headers:
             return True
-        same = self.path == "/mcp" and self.get("origin") == f"http://{self.get('host')}"
-        return "origin" not in self.headers or bool(
-            same and re.fullmatch(r"(localhost|127\.0\.0\.1|\[::1])(:\d+)?", self.get("host"))
-        )
+        origin = re.fullmatch(r"http://((localhost|127\.0\.0\.1|\[::1])(:\d+)?)", self.get("origin"))
+        return self.path == "/mcp" and origin is not None and origin[1] == self.get("host")
 
     def demand(self, *methods: str) -> None:
         if self.method not in methods:
@@ -10781,7 +10777,7 @@ ANSWER_SCHEMA = object_schema(
     {
         "incident": {"type": "string"},
         "verdict": {"enum": ("change", "no_change", "escalate")},
-        "files": {"type": "object"},
+        "files": {"type": "object", "additionalProperties": {"type": "string"}},
         **{key: {"type": "string"} for key in ("source", "hypothesis", "reason")},
         "cost": {},
     }
@@ -10798,15 +10794,8 @@ def case_for_agent(call: Call, incident: str, with_data: bool) -> Json:
 async def ask_agent(call: Call, asked: Json, healing: Json) -> Json:
     """Runs the agent's command in a process of its own, and returns its answer.  BadRequest if that is none."""
     environ = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", *healing["env"]) if name in os.environ}
-    job: Json = {
-        "kind": "agent",
-        "pipeline": "",
-        "command": healing["command"],
-        "environ": environ,
-        "asked": asked,
-        "environment": None,
-    }
-    job["timeout"] = healing["time_s"]
+    job: Json = {"kind": "agent", "pipeline": "", "command": healing["command"], "environ": environ}
+    job |= {"asked": asked, "environment": None, "timeout": healing["time_s"]}
     outcome = (await call.daemon.runner.load(os.devnull, "agent", job, call.actor)).outcome
     if outcome.error is not None:
         raise BadRequest(f"the agent gave no answer: {outcome.error['message']}", "answer as the rules say")
@@ -10827,8 +10816,6 @@ def read_answer(text: str, asked: Json) -> Json:
     files = answer.get("files", {}) | ({asked["entry"]: answer.pop("source")} if "source" in answer else {})
     if not files and answer.get("verdict", "change") == "change":
         raise BadRequest("the answer changes nothing", "say no_change or escalate, with a reason")
-    if wrong := [path for path, content in files.items() if not isinstance(content, str)]:
-        raise BadRequest(f"{wrong[0]} is no text", "files: path → its whole text")
     return answer | {"files": files}
 
 
@@ -11033,13 +11020,11 @@ class Case:
 
     def looks(self) -> Iterator[list[Any]]:
         """Yields a command that shows the data of the failing step, or of the last step before it that had a place."""
-        path = self.error["step"] or ""
-        places = [(step["path"], place) for step in self.steps for place in step["places"] or () if place["place"]]
-        own = [place for where, place in places if where == path] or [place for _, place in places[-1:]]
-        directory = os.path.join(data_directory(self.call.daemon.home, self.name), "")
-        for place in own[:1]:
-            words = [place["place"].removeprefix(directory), *filter(None, [place["resource"]])]
-            inside = ["--in", self.name] if words[0] != place["place"] else []
+        failed, directory = self.error["step"], os.path.join(data_directory(self.call.daemon.home, self.name), "")
+        uses = [(step["path"] == failed, use) for step in self.steps for use in step["places"] or () if use["place"]]
+        for _, use in sorted(uses, key=operator.itemgetter(0))[-1:]:
+            words = [use["place"].removeprefix(directory), *filter(None, [use["resource"]])]
+            inside = ["--in", self.name] if words[0] != use["place"] else []
             yield ["peek", *words, *inside, "--profile", "--limit", 3]
 
 
@@ -11095,9 +11080,7 @@ def is_other_time(before: float, now: float) -> bool:
 
 def upstream_changes(call: Call, old: Json, new: Json) -> Iterator[Json]:
     """Yields the pipelines that write what a run has read, if their version or their output has changed since."""
-    ask, evidence = call.ask, functools.cache(call.ask.evidence)
-    compare = functools.cache(functools.partial(compare_versions, call))
-    seen = (place for step in new["steps"].values() for place in step["places"] if place["place"])
+    ask, seen = call.ask, [place for step in new["steps"].values() for place in step["places"] if place["place"]]
     reads = {(place["place"], place["resource"]) for place in seen if place["how"] == "reads"}
     for place, resource in sorted(reads):
         for use in ask.lineage(call.among(), name=None, place=place, resource=resource or None):
@@ -11105,17 +11088,18 @@ def upstream_changes(call: Call, old: Json, new: Json) -> Iterator[Json]:
             then, now = (ask.success_before(writer, side["run_id"]) for side in (old, new))
             if use["how"] == "reads" or writer == new["pipeline"] or not then or not now or then == now:
                 continue
-            sides = evidence(then), evidence(now)
+            sides = [ask.evidence(then), ask.evidence(now)]
             steps = [seen_at(side, use["place"], use["resource"]) for side in sides]
-            about = pick(use, "pipeline", "place", "resource") | pick(sides[1], "run_id", "finished_at")
-            versions, columns = [side["version"] for side in sides], column_changes(*steps)
+            versions, changes = [side["version"] for side in sides], {}
             if versions[0] != versions[1]:
-                code = compare(writer, *versions).get("code", "")
+                code = compare_versions(call, writer, *versions).get("code", "")
                 reason = ask.why_deployed(writer, versions[1])
-                about |= {"version": versions, "code": both_ends(code, 1_000), "reason": reason}
-            about |= {"columns": columns} if columns else {}
-            if about.keys() & {"version", "columns"}:
-                yield about | {"rows": [step["rows"] for step in steps]}
+                changes = {"version": versions, "code": both_ends(code, 1_000), "reason": reason}
+            if columns := column_changes(*steps):
+                changes["columns"] = columns
+            if changes:
+                about = pick(use, "pipeline", "place", "resource") | pick(sides[1], "run_id", "finished_at")
+                yield about | changes | {"rows": [step["rows"] for step in steps]}
 
 
 def seen_at(side: Json, place: str, resource: str) -> Json:
@@ -11162,7 +11146,7 @@ def cut(value: Any, room: int, rank: Callable[[list[Any], int], Any]) -> Any:
     part = functools.partial(cut, room=room // 4, rank=rank)
     keys, items = ([*value], [*value.values()]) if isinstance(value, dict) else (None, value)
     told = {}
-    for number in sorted(range(len(items)), key=functools.partial(rank, items))[:room]:
+    for number in sorted(range(len(items))[: max(room, STEPS_MAX)], key=functools.partial(rank, items))[:room]:
         item = items[number]
         is_row = keys is None and isinstance(item, dict)
         told[number] = {key: part(cell) for key, cell in item.items()} if is_row else part(item)
