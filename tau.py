@@ -9069,7 +9069,11 @@ class Daemon:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.on_signal)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until we can reload
-            loop.set_exception_handler(self.note_failure)
+            loop.set_exception_handler(
+                lambda _, about: self.store.metrics.failed(
+                    "event loop", about.get("exception") or RuntimeError(about["message"])
+                )
+            )
             self.store.open(loop)
             self.agenda.open()
             await asyncio.to_thread(self.check_users)
@@ -9162,9 +9166,6 @@ class Daemon:
     def stopping(self) -> bool:
         return self.runner.paused
 
-    def note_failure(self, loop: asyncio.AbstractEventLoop, context: Json) -> None:
-        self.store.metrics.failed("event loop", context.get("exception") or RuntimeError(context["message"]))
-
     def warn(self, text: str, about: str = "") -> None:
         """Logs a warning; `status` shows the last one *about* each subject."""
         self.warnings[about or text] = text
@@ -9227,15 +9228,6 @@ class Daemon:
         asker: Any = self.outbox  # it has a daemon, as a connection has
         async with self.turns.each[caller.name], self.turns.all:
             return await Call(asker, caller, None, OPERATIONS["inspect"], {}).think(work)
-
-    def obstacles(self) -> list[str]:
-        """Returns why no new work is taken just now; empty if work is taken."""
-        reasons = [SHUTTING_DOWN[0]] if self.stopping else []
-        if self.store.ask.totals()["queued"] >= self.settings["max_queued"]:
-            reasons.append("the queue is full")
-        if self.store.database.is_full:
-            reasons.append("the store cannot be written")
-        return reasons
 
     def figures(self, caller: Caller) -> str:
         """Returns the page for Prometheus: of all, or of a key only what its namespace does."""
@@ -10404,7 +10396,13 @@ class Head:
 
 
 def readiness(daemon: Daemon, _: Caller | None) -> tuple[int, str]:
-    reasons = daemon.obstacles()
+    """Tells why no new work is taken just now."""
+    obstacles = {
+        SHUTTING_DOWN[0]: daemon.stopping,
+        "the queue is full": daemon.store.ask.totals()["queued"] >= daemon.settings["max_queued"],
+        "the store cannot be written": daemon.store.database.is_full,
+    }
+    reasons = [reason for reason, holds in obstacles.items() if holds]
     return 503 if reasons else 200, "\n".join(reasons or ["ready"]) + "\n"
 
 
@@ -10506,6 +10504,9 @@ class Outbox:
         if row is None:
             await self.store.write(self.begin, [*self.recipients])
             return 0.0
+        left = instant_ms(row["next_at"]) / 1000 - now if row["next_at"] else 0.0
+        if left > 0 or self.store.database.is_full:  # what came of an attempt could not be kept
+            return min(left or PULSE_S, RETRY_MOST_S)
         told, since = row["told"], max(row["seq"], recipient.seen)
         late = next((seq for at, seq in told.values() if seq and now - instant_of(at) >= REOPENED_S), 0)
         page = await self.daemon.ask_as(recipient.caller, lambda call: recipient.news(call.ask, since, 1))
@@ -10525,12 +10526,8 @@ class Outbox:
             await self.store.write(self.save, row | {"seq": event["seq"]})
             return 0.0
         is_old = now - instant_of(event["at"]) > DELIVERED_WITHIN_S
-        receipt: Json = {"ok": False, "refused": False, "said": row["problem"]}
-        if not (is_old and row["failures"]):
-            left = instant_ms(row["next_at"]) / 1000 - now if row["next_at"] else 0.0
-            if left > 0 or self.store.database.is_full:  # what came of an attempt could not be kept
-                return min(left or PULSE_S, RETRY_MOST_S)
-            receipt = await self.send(recipient, event)
+        untried: Json = {"ok": False, "refused": False, "said": row["problem"]}
+        receipt = untried if is_old and row["failures"] else await self.send(recipient, event)
         trouble = await self.store.write(self.settle, recipient, row, event, receipt, is_old)
         if receipt["ok"]:
             self.daemon.warnings.pop(f"notify.{recipient.name}", None)
@@ -10799,9 +10796,14 @@ async def ask_agent(call: Call, asked: Json, healing: Json) -> Json:
     outcome = (await call.daemon.runner.load(os.devnull, "agent", job, call.actor)).outcome
     if outcome.error is not None:
         raise BadRequest(f"the agent gave no answer: {outcome.error['message']}", "answer as the rules say")
-    answer = read_answer(demand({"type": "string"}, outcome.result, "the answer"), asked)
-    check_python(answer.get("files", {}))
-    return {"verdict": "change", "files": {}} | answer
+    answer: Json = {"verdict": "change", "files": {}}
+    answer |= read_answer(demand({"type": "string"}, outcome.result, "the answer"), asked)
+    for path, text in answer["files"].items():
+        try:
+            ast.parse(text if path.endswith(".py") else "")  # nothing of it is run
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as problem:
+            raise BadRequest(f"{path} is no Python: {problem}", "answer with the whole source") from None
+    return answer
 
 
 def read_answer(text: str, asked: Json) -> Json:
@@ -10817,15 +10819,6 @@ def read_answer(text: str, asked: Json) -> Json:
     if not files and answer.get("verdict", "change") == "change":
         raise BadRequest("the answer changes nothing", "say no_change or escalate, with a reason")
     return answer | {"files": files}
-
-
-def check_python(files: Mapping[str, str]) -> None:
-    """Raises BadRequest unless these are Python; nothing of them is run."""
-    for path, text in files.items():
-        try:
-            ast.parse(text if path.endswith(".py") else "")
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as problem:
-            raise BadRequest(f"{path} is no Python: {problem}", "answer with the whole source") from None
 
 
 # --- 26. Cases ----------------------------------------------------------------------------
