@@ -9043,7 +9043,7 @@ class Daemon:
         self.agenda = Agenda(self.store, settings["timezone"])
         self.scheduler = Scheduler(self.agenda, self.runner)
         self.connections: set[Connection] = set()
-        self.keys = Keys(home, settings, self.store)
+        self.keys = Keys(home, self.store)
         self.listeners = Listeners(self)
         self.outbox = Outbox(self)
         self.page: Any = None  # made when a browser first asks for it
@@ -9753,7 +9753,6 @@ WantedBy=sockets.target
 
 
 HELLO = json_bytes({"protocol": PROTOCOL, "version": __version__})
-SHUTTING_DOWN = ("taud is shutting down", "taud --detach starts it again")
 
 
 class Call:
@@ -10206,6 +10205,7 @@ class Lines:
 # Calls Server, Callers, Daemon.
 # Promises that a message whose end is ambiguous is refused (RFC 9112, 6.3 and 11.2).
 
+SHUTTING_DOWN = ("taud is shutting down", "taud --detach starts it again")
 HTTP_HINT = "POST /rpc or /mcp with a JSON-RPC document; GET /healthz, /readyz, /metrics"
 
 
@@ -10683,20 +10683,17 @@ async def post(url: str, headers: Json, body: bytes, table: Json) -> tuple[int, 
     Forbidden if it would lead to another host, or from a public address to a private one, and the *table* does not
     allow that.
     """
-    first = urllib.parse.urlsplit(url)
+    first = parts = urllib.parse.urlsplit(url)
     private = table["private"] or is_private(first.hostname or "")
     for _ in range(REDIRECTS_MAX):
-        status, fields, said = await exchange(url, headers, body, private)
-        place = fields.get("Location")
-        if status not in (301, 302, 307, 308) or place is None:
+        status, fields, said = await exchange(parts, headers, body, private)
+        if status not in (301, 302, 307, 308) or "Location" not in fields:
             break
-        url = urllib.parse.urljoin(url, place)
-        there = urllib.parse.urlsplit(url)
-        if not table["redirects"] and (there.hostname != first.hostname or there.scheme < first.scheme):
-            place = f"{there.scheme}://{there.hostname}"
-            raise Forbidden(f"{first.hostname} leads to {place}", "redirects = true allows it")
-    said = f"HTTP {status} {said}".strip()
-    return status, said, retry_after(fields.get("Retry-After") or "")
+        parts = urllib.parse.urlsplit(urllib.parse.urljoin(parts.geturl(), fields["Location"]))
+        if not table["redirects"] and (parts.hostname != first.hostname or parts.scheme < first.scheme):
+            message = f"{first.hostname} leads to {parts.scheme}://{parts.hostname}"
+            raise Forbidden(message, "redirects = true allows it")
+    return status, f"HTTP {status} {said}".strip(), retry_after(fields.get("Retry-After", ""))
 
 
 def is_private(address: str) -> bool:
@@ -10707,14 +10704,15 @@ def is_private(address: str) -> bool:
     return address == "localhost"
 
 
-async def exchange(url: str, headers: Json, body: bytes, private: bool) -> tuple[int, Any, str]:
+async def exchange(
+    parts: urllib.parse.SplitResult, headers: Json, body: bytes, private: bool
+) -> tuple[int, Any, str]:  # fmt: skip
     """Sends one request of HTTP; returns status, fields and the beginning of the answer.
 
     It connects to the very address that was looked at: another question could have another answer.
     """
-    parts = urllib.parse.urlsplit(url)
     secure, host = parts.scheme == "https", parts.hostname or ""
-    if parts.scheme not in ("http", "https") or not host or not re.fullmatch("[!-~]+", url):
+    if parts.scheme not in ("http", "https") or not host or not re.fullmatch("[!-~]+", parts.geturl()):
         raise BadRequest("the URL is none of http or https")
     port = parts.port or (443 if secure else 80)
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -10923,10 +10921,9 @@ def run_again(run: Json) -> list[str]:
 def next_commands(run: Json) -> list[str]:
     """Returns the commands that an agent would paste after a run that has not failed."""
     name, run_id = run["pipeline"], run["run_id"]
-    see_log = ["logs", name, "--run", run_id]
-    live = [["wait", run_id], [*see_log, "--follow"], ["cancel", run_id]]
-    live[:0] = [["inspect", run_id]] if run["status"] == "retrying" else []
-    commands = [see_log, run_again(run)] if run["status"] in FINAL else live
+    logs = ["logs", name, "--run", run_id]
+    live = [["wait", run_id], [*logs, "--follow"], ["cancel", run_id]]
+    commands = [logs, run_again(run)] if run["status"] in FINAL else live
     return [shell_line("tau", *words) for words in commands]
 
 
@@ -11047,19 +11044,18 @@ def compare_runs(call: Call, before: str, now: str) -> Json:
     old, new = call.ask.evidence(before), call.ask.evidence(now)
     changed: Json = {"since": pick(old, "run_id", "version", "finished_at")}
     if old["version"] != new["version"]:
-        changed |= compare_versions(call, new["pipeline"], old["version"], new["version"])
-    are_known = old["python"] and new["python"]
-    for key in ("params", "secrets", *(("packages", "variables") if are_known else ())):
-        changed[key] = changed_items(old[key], new[key])
-    if are_known:
-        changed |= changed_items(*(pick(side, "python", "daemon_started_at") for side in (old, new)))
+        versions = compare_versions(call, new["pipeline"], old["version"], new["version"])
+        changed |= omit(versions, ("from", "to", "params", "secrets"))
+    circumstances = ("packages", "variables", "python", "daemon_started_at") if old["python"] and new["python"] else ()
+    given = [pick(side, "params", "secrets", *circumstances) for side in (old, new)]
+    for key, sides in changed_items(*given).items():
+        changed[key] = changed_items(*sides) if isinstance(sides[0], dict) else sides
     pairs = {path: (old["steps"][path], step) for path, step in new["steps"].items() if path in old["steps"]}
     changed["columns"] = {path: changes for path, pair in pairs.items() if (changes := column_changes(*pair))}
     for key, differ in (("rows", operator.ne), ("duration_ms", is_other_time)):
-        sides = {path: [step[key] for step in pair] for path, pair in pairs.items()}
-        changed[key] = {path: side for path, side in sides.items() if None not in side and differ(*side)}
-    changed["upstream"] = [*upstream_changes(call, old, new)]
-    return {key: value for key, value in changed.items() if value and key not in ("from", "to")}
+        both = {path: [step[key] for step in pair] for path, pair in pairs.items()}
+        changed[key] = {path: values for path, values in both.items() if None not in values and differ(*values)}
+    return without_empty(changed | {"upstream": [*upstream_changes(call, old, new)]})
 
 
 def column_changes(before: Json, now: Json) -> list[Json]:
@@ -11136,13 +11132,14 @@ def cut(value: Any, room: int, rank: Callable[[list[Any], int], Any]) -> Any:
         return both_ends(value, room)
     if not isinstance(value, (list, dict)):
         return value
-    part = functools.partial(cut, room=room // 4, rank=rank)
     keys, items = ([*value], [*value.values()]) if isinstance(value, dict) else (None, value)
     told = {}
     for number in sorted(range(len(items))[: max(room, STEPS_MAX)], key=functools.partial(rank, items))[:room]:
         item = items[number]
-        is_row = keys is None and isinstance(item, dict)
-        told[number] = {key: part(cell) for key, cell in item.items()} if is_row else part(item)
+        if keys is None and isinstance(item, dict):
+            told[number] = {key: cut(cell, room // 8, rank) for key, cell in item.items()}
+        else:
+            told[number] = cut(item, room // 4, rank)
     shown = sorted(first_fitting([*told.items()], room))
     return [item for _, item in shown] if keys is None else {keys[number]: item for number, item in shown}
 
@@ -11256,8 +11253,8 @@ class Caller:
 class Keys:
     """The keys of the network: the configured keys, else the home's key, and the created keys."""
 
-    def __init__(self, home: str, settings: Json, store: Store) -> None:
-        self.home, self.settings, self.store = home, settings, store
+    def __init__(self, home: str, store: Store) -> None:
+        self.home, self.store = home, store
         self.public: bool | None = None
         self.given: list[bytes] = []  # digests of the configured keys, or of the home's key
         self.holders: dict[bytes, Caller] = {}  # digest of a key → its holder

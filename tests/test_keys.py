@@ -450,8 +450,8 @@ def test_wrong_keys_are_recorded_but_not_each(net: Tau) -> None:
 
 def test_many_wrong_keys_are_answered_late_and_recorded_once(tmp_path: Path) -> None:
     store, key = Written(), module.new_key()
-    keys = module.Keys(str(tmp_path), {"api_key": key, "api_key_file": "", "api_key_hash": ""}, store)
-    keys.configure(module.configured_keys(keys.settings), public=True)
+    keys = module.Keys(str(tmp_path), store)
+    keys.configure(module.configured_keys({"api_key": key, "api_key_file": "", "api_key_hash": ""}), public=True)
 
     async def attack() -> float:
         wrong = [keys.admit("wrong", f"address {number}") for number in range(1000)]
