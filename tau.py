@@ -11132,16 +11132,17 @@ def cut(value: Any, room: int, rank: Callable[[list[Any], int], Any]) -> Any:
         return both_ends(value, room)
     if not isinstance(value, (list, dict)):
         return value
-    keys, items = ([*value], [*value.values()]) if isinstance(value, dict) else (None, value)
-    told = {}
+    keys, items = ([*range(len(value))], value) if isinstance(value, list) else ([*value], [*value.values()])
+    is_list, told = isinstance(value, list), []
     for number in sorted(range(len(items))[: max(room, STEPS_MAX)], key=functools.partial(rank, items))[:room]:
         item = items[number]
-        if keys is None and isinstance(item, dict):
-            told[number] = {key: cut(cell, room // 8, rank) for key, cell in item.items()}
+        if is_list and isinstance(item, dict):
+            item = {key: cut(cell, room // 8, rank) for key, cell in item.items()}
         else:
-            told[number] = cut(item, room // 4, rank)
-    shown = sorted(first_fitting([*told.items()], room))
-    return [item for _, item in shown] if keys is None else {keys[number]: item for number, item in shown}
+            item = cut(item, room // 4, rank)
+        told.append((number, keys[number], item))
+    shown = {key: item for _, key, item in sorted(first_fitting(told, room))}
+    return [*shown.values()] if is_list else shown
 
 
 def telling(part: str, place: Json, items: list[Any], number: int) -> Any:
