@@ -16818,6 +16818,8 @@ async def run_to_end(
     starting = asyncio.ensure_future(asyncio.create_subprocess_exec(*words, **given, limit=FILE_BYTES_MAX))
     try:
         process = await asyncio.shield(starting)
+        if emit:
+            await emit({"type": "building", "seq": time.time_ns(), "message": f"{os.path.basename(words[0])} …"})
         async with asyncio.timeout(patience):
             async for line in process.stdout:  # type: ignore[union-attr]
                 log.append(line.decode("utf-8", "replace").rstrip())
