@@ -17029,8 +17029,8 @@ class ForkServer:
             self.nursery.hear(ready)
             if 0 in ready:
                 self.receive()
-            for pid, job in self.jobs.items():
-                if not self.open and job["kind"] != "run":  # only the daemon that is gone was waiting for it
+            for pid, job in self.jobs.items() if not self.open else ():
+                if job["kind"] != "run":  # only the daemon that is gone was waiting for it
                     signal_group(pid, signal.SIGKILL)
             if self.wake in ready or self.dead or self.orphans:
                 self.sweep()
@@ -18290,7 +18290,8 @@ def call_pipeline(attempt: Attempt) -> Json:
     job = attempt.job
     if "host" in job:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # the run dies with the outpost, which alone watches it
-        PIPELINE_OPTIONS["timezone"] = str  # deploy has checked it; this machine may not know the zone
+    # Deploy has checked them, and another machine may not know the zone.
+    PIPELINE_OPTIONS.update(dict.fromkeys(PIPELINE_OPTIONS, lambda value: value))
     load_module(job["folder"], job["entry"])
     names = [pipeline.name for pipeline in PIPELINES]
     if job["function"] not in names:  # it was computed when the file was deployed
@@ -18500,7 +18501,8 @@ def pipeline(
                            threads, which runs then lack
     """
     given = {option: value for option, value in locals().items() if option in PIPELINE_OPTIONS}
-    options = {option: DEFAULTS[option] if value is None else value for option, value in given.items()}
+    defaults = pipeline.__kwdefaults__ or {}
+    options = {option: defaults[option] if value is None else value for option, value in given.items()}
 
     def register(decorated: Function) -> Function:
         check_function(decorated)
@@ -18513,9 +18515,6 @@ def pipeline(
         return decorated
 
     return register if function is None else register(function)
-
-
-DEFAULTS: Json = pipeline.__kwdefaults__ or {}
 
 
 def check_function(function: Any) -> None:
@@ -18611,24 +18610,15 @@ def check_pipeline(options: Json) -> Json:
     """Returns the options of @pipeline as JSON.  BadRequest names the one that is wrong."""
     if options["schedule"] is not None and options["every"] is not None:
         raise BadRequest("@pipeline: schedule and every are two ways to say when", "choose one of them")
-    return {
-        name: usual_option(name) if value is DEFAULTS[name] else check_option(name, value)
-        for name, value in options.items()
-    }
-
-
-@functools.cache
-def usual_option(name: str) -> Any:
-    """Returns an option that is not given: no run checks it anew."""
-    return check_option(name, DEFAULTS[name])
+    return {name: None if value is None else check_option(name, value) for name, value in options.items()}
 
 
 def check_option(name: str, value: Any) -> Any:
     wanted, place = PIPELINE_OPTIONS[name], f"@pipeline({name}=…)"
     if isinstance(wanted, dict):
-        return None if value is None else demand(wanted, value, place)
+        return demand(wanted, value, place)
     try:
-        return None if value is None else wanted(value)
+        return wanted(value)
     except BadRequest as problem:
         raise BadRequest(f"{place}: {problem}", problem.hint, **problem.detail) from None
 
@@ -19691,9 +19681,8 @@ class Rehearsal:
         self.clouds = tuple(CLOUDS[parts.scheme] for parts in places if parts.scheme in CLOUDS)
         self.names: dict[str, str] = {}  # path of the copy of a remote file → its place
         self.scratch = os.path.realpath(job["directory"])
-        self.before, self.now, self.temporary = (os.path.join(self.scratch, name) for name in ("before", "now", "tmp"))
+        self.before, self.now = (os.path.join(self.scratch, name) for name in ("before", "now"))
         self.data, self.home = (os.path.realpath(self.about[name]) for name in ("data", "home"))
-        self.known = [self.data]  # what has a copy, if it exists
         self.writable = [self.scratch, os.devnull, f"{job['folder']}.code", f"{job['journal']}.journal"]
         free = (os.path.join(self.home, name) for name in ("data", "versions", "environments"))
         self.readable = [*self.writable, *free, os.path.realpath(job["folder"])]
@@ -19703,7 +19692,7 @@ class Rehearsal:
         self.told: dict[str, list[str]] = {"unobserved": [], "refused": []}
         self.held: dict[str, Any] = {}  # URL → the connection to a PostgreSQL, in one transaction
         self.houses: Json = {}  # place → a use of it
-        self.tables: dict[tuple[str, str], tuple[Any, list[str], Any]] = {}  # of it: how each was before
+        self.tables: dict[tuple[str, str], tuple[list[str], Any]] = {}  # of it: the key, and how it was before
 
     def perform(self, work: Callable[[Attempt], Json]) -> Json:
         """Returns the outcome of *work*, and tells what it would have changed."""
@@ -19724,17 +19713,17 @@ class Rehearsal:
 
     def begin(self) -> None:
         """Copies the pipeline's directory, takes out of the environment what leads to taud, and begins to watch."""
-        job, connect = self.attempt.job, sqlite3.connect
+        job, connect, temporary = self.attempt.job, sqlite3.connect, os.path.join(self.scratch, "tmp")
         self.attempt.rehearsal = self
-        for path in (self.before, self.now + self.data, self.temporary):
+        for path in (self.before, self.now + self.data, temporary):
             make_directory(path)
         self.copy_directory()
         for name in [name for name in os.environ if name.startswith("TAU_") and name != "TAU_RUN_ID"]:
             del os.environ[name]
         job |= {"directory": self.now + self.data, "memos": os.path.join(self.scratch, "memos"), "old_memos": None}
-        os.environ |= {"TMPDIR": self.temporary, "PWD": job["directory"]}
+        os.environ |= {"TMPDIR": temporary, "PWD": job["directory"]}
         os.chdir(job["directory"])
-        tempfile.tempdir, sys.dont_write_bytecode = self.temporary, True
+        tempfile.tempdir, sys.dont_write_bytecode = temporary, True
 
         def connect_copy(database: Any, *more: Any, **options: Any) -> Any:
             path = os.fsdecode(database)
@@ -19787,10 +19776,9 @@ class Rehearsal:
         path = os.path.realpath(os.path.join(self.data, path))
         if is_within(path, self.scratch):
             return path
-        if not any(is_within(path, known) for known in self.known):
+        if not is_within(path, self.data) and not os.path.lexists(self.now + path):
             if not writing:
                 return path
-            self.known.append(path)
             make_directory(os.path.dirname(self.now + path))
             if os.path.exists(path):
                 self.copy_file(path)
@@ -19821,7 +19809,7 @@ class Rehearsal:
             self.refuse(large, "move what the pipeline need not have in its directory elsewhere")
         before = self.before + path
         make_directory(os.path.dirname(before))
-        (copy_sqlite if file_kind(path) == "sqlite" else copy_bytes)(path, before)
+        {"sqlite": copy_sqlite, "duckdb": copy_duckdb}.get(file_kind(path) or "", shutil.copyfile)(path, before)
         for suffix in filter(lambda suffix: os.path.exists(before + suffix), ("", ".wal")):
             shutil.copystat(path, before + suffix)
             shutil.copy2(before + suffix, self.now + path + suffix)
@@ -19892,7 +19880,7 @@ class Rehearsal:
             self.houses[place] = house
             if use["how"] == "writes" and (place, table) not in self.tables:
                 key = keys or key_of_table(house, table)
-                self.tables[place, table] = house, key, self.marks(f"{place} {table}", rows_of_table(house, table), key)
+                self.tables[place, table] = key, self.marks(f"{place} {table}", rows_of_table(house, table), key)
 
     # What was written.
 
@@ -19925,8 +19913,9 @@ class Rehearsal:
                 self.compare_tables(kind, path, *trees)
             elif (self.name_of(path), "") in self.effects or file_digest(trees[0]) != file_digest(trees[1]):
                 self.compare_files(path, *trees)
-        for (place, table), (house, key, before) in self.tables.items():
-            self.settle(place, table, before, self.marks(f"{place} {table}", rows_of_table(house, table), key))
+        for (place, table), (key, before) in self.tables.items():
+            rows = rows_of_table(self.houses[place], table)
+            self.settle(place, table, before, self.marks(f"{place} {table}", rows, key))
         for place, house in self.houses.items():
             for row in collect(house.ask(CHANGED_TABLES)):
                 names = row["name"].lower(), f"{row['schema']}.{row['name']}".lower()
@@ -20071,12 +20060,11 @@ def copy_sqlite(path: str, target: str) -> None:
         old.backup(new)
 
 
-def copy_bytes(path: str, target: str) -> None:
-    """Copies a file.  A DuckDB that another process writes to is locked; its log lies beside it."""
+def copy_duckdb(path: str, target: str) -> None:
+    """Copies a DuckDB, which another process that writes to it locks, and its log, which lies beside it."""
     until = monotonic() + LOCK_S
     with open(path, "rb") as file:
-        is_locked = file.read(12)[8:] == b"DUCK"
-        while is_locked:
+        while True:
             try:
                 fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 break
@@ -20084,7 +20072,7 @@ def copy_bytes(path: str, target: str) -> None:
                 if monotonic() > until:
                     raise SourceError(f"{path} is locked: another process writes to it", "run again later") from None
                 time.sleep(0.05)
-        if is_locked and os.path.exists(f"{path}.wal"):
+        if os.path.exists(f"{path}.wal"):
             shutil.copyfile(f"{path}.wal", f"{target}.wal")
         shutil.copyfile(path, target)  # its end would end the lock
 
