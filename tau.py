@@ -2277,7 +2277,7 @@ def read_key_file(path: str, hint: str) -> str:
 def parse_key(text: str, origin: str) -> str:
     """The key that a text holds; BadRequest if it is not one word."""
     key = text.strip()
-    if not key or not key.isascii() or any(not " " < letter < "\x7f" for letter in key):
+    if not re.fullmatch("[!-~]+", key):
         raise BadRequest(f"{origin} does not hold a key", "the key and nothing else: one word of ASCII characters")
     return key
 
@@ -2559,8 +2559,7 @@ def secret_path(folder: str, name: str) -> str:
 def secrets_below(folder: str) -> list[str]:
     """The names of the secrets in a folder; directories beside them are other namespaces'."""
     names = dict.fromkeys([*names_below(folder), *names_below(os.path.join(folder, "+"))])
-    known = filter(re.compile(SECRET_NAME).fullmatch, names)
-    return [name for name in known if os.path.isfile(secret_path(folder, name))]
+    return [it for it in names if re.fullmatch(SECRET_NAME, it) and os.path.isfile(secret_path(folder, it))]
 
 
 def usable_secret(
