@@ -5794,11 +5794,9 @@ async def deploy(
         tau deploy shop --entry main.py  # a folder, of which one file is loaded
     """
     async with Deployment(call, files, include, entry) as deployment:
-        proof = None
         if verify is not None:
-            proof = Proof(call, deployment, verify, allow or [])
-            await proof.judge()
-            expect = proof.live if expect is None else expect
+            await deployment.judge(call, verify, allow or [])
+            expect = deployment.live if expect is None else expect
         built = await deployment.prepare(call.emit if follow else None)
         pipelines = await deployment.load(name)
         if call.daemon.options["unscheduled"]:
@@ -5809,7 +5807,7 @@ async def deploy(
         if not take_over and (previously := others["previously"]):
             hint = shell_line("tau", "deploy", *pipelines[0]["origin"], "--take-over")
             raise Conflict(f"deployed from another file: {spoken(previously)}", hint, previously=previously)
-        proven = await proof.rehearse(pipelines) if proof is not None else None
+        proven = await deployment.prove(call, pipelines) if verify is not None else None
 
         def commit() -> list[Json]:
             if probation is not None and not all(call.store.sql.live_version(row["name"]) for row in pipelines):
@@ -6220,9 +6218,7 @@ async def try_(
     demand({"type": "integer", "minimum": 1, "maximum": 5}, times, "times")
     async with Deployment(call, files, include, entry) as deployment:
         if like is not None:
-            proof = Proof(call, deployment, like, allow or [])
-            name = proof.name
-            await proof.judge()
+            name = await deployment.judge(call, like, allow or [])
         else:
             await deployment.like(call, name, None)
         pipeline = await deployment.load_like(name)
@@ -11472,6 +11468,7 @@ class Deployment:
         self.entries = find_entries(self.sources, [file["path"] for file in files], entry)
         self.secrets = dict(itertools.islice(secrets_asked(self.sources).items(), SECRETS_MAX))
         self.trial: Json = {}  # after like(): the job of a rehearsal
+        self.risks: list[Json] = []  # what was found by judge() and prove(), and is allowed
         self.venvs: dict[str, str] = {}  # entry → digest of the virtual environment that it needs
         self.folder = os.path.join(self.daemon.home, "versions", f".staged-{os.urandom(8).hex()}")
 
@@ -11562,6 +11559,45 @@ class Deployment:
             answer["agree"] = all(sign == signs[0] for sign in signs)
         answer["effects"] = [omit(effect, ("digest",)) for effect in answer["effects"]]
         return answer
+
+    async def judge(self, call: Call, run_id: str, allow: list[str]) -> str:
+        """Compares the source with the live version of a run's pipeline, whose name it returns, and is like the run.
+
+        Raises Unproven before anything of it is built or run.
+        """
+        if wrong := next((risk for risk in allow if risk not in RISKS), None):
+            raise BadRequest(f"there is no risk '{wrong}'", did_you_mean(wrong, RISKS, ", ".join(RISKS)))
+        run_id = call.ask.find_run(run_id)
+        name = call.ask.owner(run_id)
+        version = call.ask.row(LAST_VERSION, name) or NO_VERSION
+        self.live, self.allow = version["version"] if version["deployed"] else 0, allow
+        self.add(await call.beside(lambda call: find_risks(visible_sources(call, version["sha256"]), self.sources)))
+        await self.like(call, name, run_id)
+        return name
+
+    async def prove(self, call: Call, pipelines: list[Json]) -> Json:
+        """Rehearses the pipeline and compares its effects with the last success; returns the proof, in numbers."""
+        name, run_id = self.trial["pipeline"], self.trial["run_id"]
+        pipeline = next((row for row in pipelines if row["name"] == name), None)
+        if pipeline is None:
+            raise Unproven(f"there is no pipeline '{name}', whose run {run_id} is", "give it its name back")
+        done = await self.rehearse(pipeline)
+        if done["status"] != "success":
+            why, detail = (done["error"] or {}).get("message") or done["status"], pick(done, "status", "error")
+            hint = shell_line("tau", "inspect", run_id)
+            raise Unproven(f"with the data of {run_id} it fails: {why}", hint, **detail)
+        self.add(await call.beside(lambda call: find_deviations(call.ask, name, done)))
+        about = {"run_id": run_id, "compared_with": self.live or None, "checks": len(done["checks"])}
+        effects = [pick(effect, "place", "resource", "mode", "rows", "against") for effect in done["effects"]]
+        return about | pick(done, "duration_ms", "unobserved") | {"effects": effects, "allowed": self.risks}
+
+    def add(self, risks: list[Json]) -> None:
+        """Raises Unproven if one of these risks is not allowed."""
+        self.risks += risks
+        if refused := [risk for risk in self.risks if risk["risk"] not in self.allow]:
+            told = "; ".join(f"{risk['what']} ({risk['risk']})" for risk in refused[:3])
+            hint = "mend that, or say with --allow NAME what is meant"
+            raise Unproven(f"it shows risks: {told}", hint, risks=refused)
 
     def compare(self, call: Call, pipelines: list[Json]) -> Json:
         """Returns the live pipelines that these files no longer have, and where those that they replace came from."""
@@ -11676,6 +11712,9 @@ def rehearsal_document(process: Process) -> Json:
 def read_sources(files: list[Json]) -> Sources:
     """Returns files by path; raises BadRequest or LoadFailed if they cannot be deployed."""
     sources: Sources = {}
+    size = f"more than {DEPLOYMENT_BYTES_MAX:,} bytes or {DEPLOYMENT_FILES_MAX:,} files"
+    if len(files) > DEPLOYMENT_FILES_MAX:
+        raise LoadFailed(size, KEEP_SMALL, kind="load")
     check_paths([file.get("path") for file in files])
     for file in files:
         path: str = file["path"]
@@ -11687,8 +11726,7 @@ def read_sources(files: list[Json]) -> Sources:
             raise BadRequest(f"two files would be '{path}'", "rename one, or lay both out in one folder")
         if path.endswith(".py"):
             check_source(path, content)
-    if len(files) > DEPLOYMENT_FILES_MAX or sum(map(len, sources.values())) > DEPLOYMENT_BYTES_MAX:
-        size = f"more than {DEPLOYMENT_BYTES_MAX:,} bytes or {DEPLOYMENT_FILES_MAX:,} files"
+    if sum(map(len, sources.values())) > DEPLOYMENT_BYTES_MAX:
         raise LoadFailed(size, KEEP_SMALL, kind="load")
     return sources
 
@@ -11820,52 +11858,6 @@ def choose(pipelines: list[Json], name: str | None) -> list[Json]:
         raise LoadFailed(f"{entry} has no pipeline named '{name}'", hint, kind="load", file=entry)
     check_name(name.rpartition("/")[2])
     return [by_name.get(name, pipelines[0]) | {"name": name}]
-
-
-class Proof:
-    """What shows, before files are deployed, that their pipeline does what it should with the data of a run."""
-
-    def __init__(self, call: Call, deployment: Deployment, run_id: str, allow: list[str]) -> None:
-        self.call, self.deployment, self.allow = call, deployment, allow
-        self.run_id = call.ask.find_run(run_id)
-        self.name = call.ask.owner(self.run_id)
-        self.risks: list[Json] = []
-        if wrong := next((risk for risk in allow if risk not in RISKS), None):
-            raise BadRequest(f"there is no risk '{wrong}'", did_you_mean(wrong, RISKS, ", ".join(RISKS)))
-
-    async def judge(self) -> None:
-        """Compares the source with that of the live version, before anything of it is built, or runs like the run."""
-        version = self.call.ask.row(LAST_VERSION, self.name) or NO_VERSION
-        self.live = version["version"] if version["deployed"] else 0
-        sources = self.deployment.sources
-        self.add(await self.call.beside(lambda call: find_risks(visible_sources(call, version["sha256"]), sources)))
-        await self.deployment.like(self.call, self.name, self.run_id)
-
-    async def rehearse(self, pipelines: list[Json]) -> Json:
-        """Rehearses the pipeline and compares its effects with the last success; returns the proof, in numbers."""
-        pipeline = next((row for row in pipelines if row["name"] == self.name), None)
-        if pipeline is None:
-            raise Unproven(f"there is no pipeline '{self.name}', whose run {self.run_id} is", "give it its name back")
-        done = await self.deployment.rehearse(pipeline)
-        if done["status"] != "success":
-            why = (done["error"] or {}).get("message") or done["status"]
-            raise Unproven(
-                f"with the data of {self.run_id} it fails: {why}",
-                shell_line("tau", "inspect", self.run_id),
-                **pick(done, "status", "error"),
-            )
-        self.add(await self.call.beside(lambda call: find_deviations(call.ask, self.name, done)))
-        about = {"run_id": self.run_id, "compared_with": self.live or None, "checks": len(done["checks"])}
-        effects = [pick(effect, "place", "resource", "mode", "rows", "against") for effect in done["effects"]]
-        return about | pick(done, "duration_ms", "unobserved") | {"effects": effects, "allowed": self.risks}
-
-    def add(self, risks: list[Json]) -> None:
-        """Raises Unproven if one of these risks is not allowed."""
-        self.risks += risks
-        if refused := [risk for risk in self.risks if risk["risk"] not in self.allow]:
-            told = "; ".join(f"{risk['what']} ({risk['risk']})" for risk in refused[:3])
-            hint = "mend that, or say with --allow NAME what is meant"
-            raise Unproven(f"it shows risks: {told}", hint, risks=refused)
 
 
 # --- 29. Risk -----------------------------------------------------------------------------
@@ -12302,10 +12294,10 @@ def written_by(steps: list[Json]) -> tuple[int, dict[tuple[str, str], Json]]:
     read = 0
     written: dict[tuple[str, str], Json] = {}
     for step in steps:
-        uses = [(use["how"], use["place"], use["resource"]) for use in step["places"] or ()]
+        uses = step["places"] or ()
         rows = step["rows_in"] or 0 if step["rows_out"] is None else step["rows_out"]
-        targets = [(place, resource) for how, place, resource in uses if how == "writes"]
-        read += rows if not targets and any(place for _, place, _ in uses) else 0
+        targets = [(use["place"], use["resource"]) for use in uses if use["how"] == "writes"]
+        read += rows if not targets and any(use["place"] for use in uses) else 0
         for target in targets:
             rows_before = written.get(target, {"rows": 0})["rows"]
             seen = {"columns": {}, "nulls": {}, "blank": [], **without_empty(step)}
@@ -12386,12 +12378,10 @@ class Scheduler:
         """
         seen = self.clock.time(), self.clock.monotonic(), self.clock.elapsed()
         now = int(seen[0])
-        if now < CLOCK_MIN:
-            if not self.unset:
-                self.store.event("clock.unset", None, None, {"shows": rfc3339(now)})
-            return self.seen or seen, True, []
-        if self.runner.paused:
-            return self.seen or seen, False, []
+        if (unset := now < CLOCK_MIN) and not self.unset:
+            self.store.event("clock.unset", None, None, {"shows": rfc3339(now)})
+        if unset or self.runner.paused:
+            return self.seen or seen, unset, []
         alive_at = (self.agenda.sql.remembered("alive") or {}).get("until")
         self.watch_clock(seen, alive_at)
         if self.stuck_at:
@@ -13481,7 +13471,7 @@ class Agenda:
         if live is not None and command and enabled is not False:
             if wrong := self.fault(name, live, command):
                 raise wrong
-            times = self.times(self.row(name) | {"options": schedule_options(live, command)})
+            times, _ = self.timing(schedule_options(live, command), now)
             if times is not None and times.next(now) is None:
                 hint = f"give a time to come, such as --at {rfc3339(now + 3600)}"
                 raise BadRequest(f"the schedule of '{name}' would never be due: all of it is in the past", hint)
