@@ -5905,14 +5905,14 @@ def preview_pipeline(call: Call, row: Json) -> Json:
     """Describes a pipeline that is not deployed, with its next ticks."""
     now = time.time()
     schedule = {"options": schedule_options(row, {}), "anchor_at": rfc3339(now)}
-    ticks = preview(call, *timing(schedule, call.agenda), int(now))["ticks"]
+    ticks = preview(call, *timing(call, schedule), int(now))["ticks"]
     return omit(row, ("function", "secrets")) | {"ticks": ticks}
 
 
-def timing(row: Json, agenda: Agenda) -> tuple[Times | None, Zone]:
+def timing(call: Call, row: Json) -> tuple[Times | None, Zone]:
     """Returns the times of a schedule (None: it is never due) and its time zone."""
     try:
-        return agenda.timing(row["options"], instant_of(row["anchor_at"]))
+        return call.agenda.timing(row["options"], instant_of(row["anchor_at"]))
     except BadRequest:  # then it is held as invalid
         return None, Zone("UTC")
 
@@ -6681,7 +6681,7 @@ def coming(call: Call, row: Json, until: int) -> Json:
     """Returns the first ticks of a schedule up to an instant, and whether there are more."""
     options, first = row["options"], list[str]()
     if row["due_at"] and (begin := instant_of(row["next_at"])) <= until:  # the next one is known already
-        times, _ = timing(row, call.agenda)
+        times, _ = timing(call, row)
         first = [rfc3339(at) for at, _ in first_ticks(call, times, begin - 1, DAY_S // 3600 + 1, until)]
     zone = options["timezone"] or call.agenda.timezone
     shown = pick(options, "cron", "every_s") | {"timezone": zone, "held": row["held"]}
@@ -6813,7 +6813,7 @@ def find_schedule(call: Call, name: str, undeployed: bool = False) -> Json:
     """Returns a schedule as a document: its options, where they come from, the next ticks."""
     row = call.ask.schedule(name, undeployed)
     paused = call.ask.pause(name) or call.ask.pause("")
-    times, zone = timing(row, call.agenda)
+    times, zone = timing(call, row)
     return {
         "pipeline": name,
         "source": source_of(row["options"], row["command"]),
@@ -7047,7 +7047,7 @@ def tick_at(call: Call, name: str, asked: int | None, now: int) -> Json:
     text, row = rfc3339(asked), ask.schedule(name)
     if (decision := ask.decision_on(name, text)) is not None:
         return decision
-    times, _ = timing(row, call.agenda)
+    times, _ = timing(call, row)
     is_tick = times is not None and (times.next(asked - 1) or [None])[0] == asked
     if is_tick and asked > instant_of(row["watermark_at"]):
         reason = "it is still to come" if asked > now else "it has not been decided yet"
@@ -7136,7 +7136,7 @@ async def backfill(
     """
     now = int(time.time())
     row = call.ask.schedule(name)
-    times, zone = timing(row, call.agenda)
+    times, zone = timing(call, row)
     if times is None:
         hint = shell_line("tau", "schedule", name, "0 6 * * *")
         raise BadRequest(f"'{name}' has no schedule: there are no ticks", hint)
