@@ -4393,11 +4393,10 @@ def print_completions(words: list[str]) -> int:
     """Prints a line for each word that could stand at the cursor: the word, a tab, its meaning."""
     signal.alarm(1)  # ends this process: the look-up of a host's name cannot be interrupted
     try:
-        offers = offers_for(words or [""])
+        if lines := [f"{word}\t{single_line(meaning, 80)}" for word, meaning in offers_for(words or [""])]:
+            write_out(printable("\n".join(lines)))
     except Exception:  # an error message in the middle of a command line helps nobody
-        offers = []
-    if offers:
-        write_out(printable("\n".join(f"{word}\t{single_line(meaning, 80)}" for word, meaning in offers)))
+        pass
     return 0
 
 
@@ -4699,7 +4698,6 @@ def change_file(path: str, edit: Callable[[str], str]) -> bool:
             if edited == text:
                 return False
             if edited:
-                make_directory(os.path.dirname(place))
                 replace_file(place, edited.encode("utf-8"))
             else:
                 remove_file(place)
@@ -8125,10 +8123,7 @@ async def serve_tools(asked: Json) -> None:
             asking = ASKING[method] if method in ("run", "retry", "check") else ask_live
             return asking(client, method, params, view)
 
-    async def ask(method: str, params: Json) -> Json:
-        return await asyncio.to_thread(call, method, params)
-
-    tasks, peer = set[asyncio.Task[None]](), Mcp(ask)
+    tasks, peer = set[asyncio.Task[None]](), Mcp(lambda method, params: asyncio.to_thread(call, method, params))
     asyncio.get_running_loop().set_default_executor(concurrent.futures.ThreadPoolExecutor(WAITING_MAX))
     while (line := await asyncio.to_thread(sys.stdin.buffer.readline, LINE_BYTES_MAX)).endswith(b"\n"):
         if line.strip():
