@@ -156,6 +156,7 @@ if TYPE_CHECKING:
     Batches = Iterable["Rows"]
     #: Some rows, and how many there are.
     Page = tuple[list[Json], int]
+    Among = list[str] | None
     #: Rows as their cells.
     Cells = Iterable[tuple[Any, ...]]
     #: The files of a version: path → content.
@@ -7389,7 +7390,7 @@ def secret_list(call: Call) -> Json:
             add(DEFAULT_NAMESPACE, dict.fromkeys(re.findall(SECRET_IN_URL, url), True), [user])
     secrets: list[Json] = []
     for namespace in call.ask.namespaces(caller.namespace):
-        folder, environ = Room.of(call.store, f"{namespace}/").secrets
+        folder, environ = Room(call.store, f"{namespace}/").secrets
         if not caller.patterns:
             add(namespace, dict.fromkeys(secrets_below(folder), False), [])
         for name, place in places_of(needed[namespace], folder, environ).items():
@@ -7583,7 +7584,7 @@ def words_of(call: Call, namespace: str) -> tuple[Json, list[str]]:
     ask, letters = call.ask, "SELECT id FROM dead_letters WHERE recipient IN (SELECT value FROM json_each(?))"
     recipients = [it.name for it in call.daemon.outbox.recipients.values() if it.caller.namespace == namespace]
     of = {"namespace": [namespace], "recipient": recipients, "letter": ask.values(letters, encode_json(recipients))}
-    of["secret"] = secrets_below(Room.of(call.store, f"{namespace}/").secrets[0])
+    of["secret"] = secrets_below(Room(call.store, f"{namespace}/").secrets[0])
     for kind, (word, table, owner) in WORD_TABLES.items():
         own = f"SELECT DISTINCT {word} FROM {table} WHERE {NAMESPACE_OF.format(owner)} = ? AND {word} != ''"
         of[kind] = ask.values(f"{own} ORDER BY 1 LIMIT {LIST_MAX}", namespace)
@@ -9040,7 +9041,7 @@ class Daemon:
         self.started = time.time()
         self.warnings: dict[str, str] = {}  # by subject, for `status`
         self.copying = asyncio.Lock()  # held while a backup is written
-        self.retention = Retention(self.store, lambda: self.store.ask.totals()["running"], self.owns_home)
+        self.retention = Retention(self.store, self.owns_home)
         self.turns = Turns(3)  # of questions, which are answered beside the loop
         self.ended = asyncio.Event()  # set when serve() may return
         self.orphans: set[int] = set()  # ended children, as look_after() has seen them last
@@ -9140,7 +9141,8 @@ class Daemon:
         if not healing["command"] or self.stopping or self.store.ask.remembered(HEALING):
             return
         heals = []
-        for name in self.store.ask.to_heal(healing, self.store.now(), self.store.now(-healing["cool_down_s"])):
+        times = {"now": self.store.now(), "cooled": self.store.now(-healing["cool_down_s"])}
+        for name in self.store.ask.values(TO_HEAL, **healing, **times):
             words = python_words("main", ["heal", name, "--auto", "--home", self.home])
             heals.append(run_to_end([sys.executable, *words], [], "[heal] time_s", healing["time_s"] + 60))
         await asyncio.gather(*heals)
@@ -9221,9 +9223,9 @@ class Daemon:
 
     def figures(self, caller: Caller) -> str:
         """Returns the page for Prometheus: of all, or of a key only what its namespace does."""
-        ask, disk = self.store.ask, os.statvfs(self.home)
-        counts = {f'namespace="{name}"': ask.totals(name) for name in ask.namespaces(caller.namespace)}
-        pipelines = collections.Counter(f'namespace="{namespace_of(name)}"' for name in ask.live_names())
+        ask, disk, names = self.store.ask, os.statvfs(self.home), self.store.ask.namespaces(caller.namespace)
+        counts = {f'namespace="{name}"': ask.totals(name) for name in names}
+        pipelines = collections.Counter(map(namespace_of, ask.values("SELECT pipeline FROM live")))
         runs = {f'{of},status="{it}"': number for of, some in counts.items() for it, number in some.items()}
         families: Families = {
             "tau_info": ("What serves.", {f'version="{__version__}",protocol="{PROTOCOL}"': 1}),
@@ -9231,7 +9233,7 @@ class Daemon:
             "tau_queue_length": ("Runs that wait.", {of: some["queued"] for of, some in counts.items()}),
             "tau_slots": ("Runs that may go on at the same time.", self.settings["max_concurrent"]),
             "tau_slots_used": ("Runs that go on.", {of: some["running"] for of, some in counts.items()}),
-            "tau_pipelines": ("Pipelines deployed.", {of: pipelines[of] for of in counts}),
+            "tau_pipelines": ("Pipelines deployed.", {f'namespace="{name}"': pipelines[name] for name in names}),
         } | self.store.metrics.families(caller.namespace)
         if caller.namespace is None:
             families |= process_figures() | {
@@ -9767,9 +9769,9 @@ class Call:
 
     def room(self) -> Room:
         """What the caller's namespace gives its runs."""
-        return Room.of(self.store, f"{self.caller.home}/")
+        return Room(self.store, f"{self.caller.home}/")
 
-    def among(self) -> list[str] | None:
+    def among(self) -> Among:
         """The pipelines that the caller sees; None means all."""
         return self.caller.among(self.ask)
 
@@ -10851,7 +10853,8 @@ def describe(
         document |= {"result": None, "partial_result": run["result"]}
     if outcome := attempt.get("outcome"):  # its process is still there
         document |= {"error": outcome.get("error"), "waiting": f"{outcome['t']}; waits for {outcome['waits_for']}"}
-    if closed := ask.incidents_closed(run):
+    closed_by = "SELECT incident FROM incidents WHERE pipeline = ? AND fixed_run = ? AND status = 'closed'"
+    if closed := ask.values(closed_by, run["pipeline"], run_id):
         document["closed_incidents"] = closed
     if run["status"] in FAILURES:
         case = Case(call, version, run, attempt, steps, observed).document()
@@ -10887,7 +10890,7 @@ def held_by(call: Call, run_id: str) -> str | None:
 def describe_incident(call: Call, word: str, full: bool, budget: int) -> Json:
     """Returns an incident with its last runs, and the document of the last, unless that has been removed."""
     incident = call.ask.incident(word)
-    incident["runs"] = runs = call.ask.incident_runs(incident)
+    incident["runs"] = runs = call.ask.rows(INCIDENT_RUNS, **incident)
     room = budget - len(encode_json(incident))
     return incident | {"run": describe(call, runs[0]["run_id"], full, budget=room) if runs else None}
 
@@ -11416,7 +11419,7 @@ def check_peek(call: Call, place: str, resource: str | None, directory: str) -> 
         raise Forbidden(f"'{caller.name}' may not look at a place with '..', '?' or '@' in it", "a whole path has none")
     names = [place_name(each, directory) for each in (place, inside)]
     pipelines = call.ask.values("SELECT DISTINCT pipeline FROM lineage WHERE place IN (?, ?)", *names)
-    connections = Room.of(call.store, f"{caller.home}/").connections
+    connections = Room(call.store, f"{caller.home}/").connections
     if place not in connections and not caller.sift(pipelines):
         hint = "choose a connection of tau.toml, or a place that `tau lineage` lists; others need a key of scope admin"
         raise Forbidden(f"'{caller.name}' may not look at {names[0]}", hint)
@@ -11481,7 +11484,7 @@ class Deployment:
         await asyncio.to_thread(write_sources, self.sources, self.folder)
         headers = {entry: read_header(self.sources[entry].decode("utf-8"), entry) for entry in self.entries}
         if any(headers.values()):
-            options = Room.of(self.daemon.store, f"{self.caller.home}/").options
+            options = Room(self.daemon.store, f"{self.caller.home}/").options
             demand_executor(None, self.daemon.settings["executors"], "", options)
         built = [await self.daemon.venvs.build(header, entry, emit) for entry, header in headers.items() if header]
         self.venvs = {venv["entry"]: venv["digest"] for venv in built}
@@ -11507,7 +11510,7 @@ class Deployment:
         for row in pipelines:
             if row["schedule"] is not None:
                 await asyncio.to_thread(self.check_cron, row)  # to find the next date may take 30 ms
-            room = Room.of(self.daemon.store, row["name"])
+            room = Room(self.daemon.store, row["name"])
             demand_executor(row["executor"], self.daemon.settings["executors"], row["environment"], room.options)
             self.demand_sight(row["name"])
         return pipelines
@@ -12896,7 +12899,7 @@ class Runner:
 
     def dispatch(self, job: Json) -> Process:
         process = Process(self.folder, job["stem"], job["run_id"], job["attempt"], self.starter.server)
-        process.timeout_s, process.room = job["timeout"], Room.of(self.store, job["pipeline"])
+        process.timeout_s, process.room = job["timeout"], Room(self.store, job["pipeline"])
         self.watch_over(process)
         try:
             job |= process.room.document()
@@ -12960,7 +12963,7 @@ class Runner:
                 process = Process(self.folder, f"load-{os.urandom(8).hex()}", None, 1, self.starter.server)
                 process.timeout_s = job.get("timeout") or self.settings["load_timeout_s"]
                 directory = tempfile.mkdtemp(prefix=".load-", dir=self.folder)  # where nobody tidies up meanwhile
-                process.directory, process.room = directory, Room.of(self.store, job["pipeline"])
+                process.directory, process.room = directory, Room(self.store, job["pipeline"])
                 process.scope = "admin" if job["kind"] == "agent" else "read"  # the agent is the daemon's
                 try:
                     about: Json = {"folder": folder, "entry": entry, "directory": directory}
@@ -13007,7 +13010,7 @@ class Runner:
         """Takes over the runs that were live when the last daemon ended."""
         for row in self.store.ask.unfinished():
             process = Process(self.folder, row["journal"], row["run_id"], row["attempt"], {})
-            process.room = Room.of(self.store, row["pipeline"])
+            process.room = Room(self.store, row["pipeline"])
             process.restore(row)
             self.watch_over(process)
             # After a reboot a missing journal proves nothing: it was not synced, and may be lost.
@@ -13406,7 +13409,8 @@ class Agenda:
         if incident is None or run["replaces"] in incident["versions"]:
             return
         why = pick(incident, "incident", "type", "message") | {"run_id": run_id, "probation": run["probation"]}
-        fixed = self.sql.fixed_by(name, run["version"])
+        closed = "SELECT * FROM incidents WHERE pipeline = ? AND status = 'closed' AND fixed_by = ?"
+        fixed = self.sql.rows(closed, name, run["version"])
         try:
             self.roll_back(name, None, None, "taud", **why, reopened=[row["incident"] for row in fixed])
         except TauError as problem:
@@ -13914,22 +13918,18 @@ class Plan:
 class Room:
     """What a namespace gives its runs."""
 
-    def __init__(self, home: str, settings: Json, namespace: Json) -> None:
-        self.name = name = namespace["name"]
-        self.options = options = namespace["options"]
-        self.home, self.executors = home, settings["executors"]
+    def __init__(self, store: Store, of: str) -> None:
+        """*of* names a pipeline; a name that ends with `/` is that of a namespace."""
+        self.name = name = namespace_of(of)
+        self.options: Json = store.ask.namespace(name)["options"]
+        self.home, settings = store.home, store.settings
+        self.executors, common = settings["executors"], settings["connections"]
         is_default = name == DEFAULT_NAMESPACE
-        self.variables = None if is_default else options["variables"]
+        self.variables = None if is_default else self.options["variables"]
         #: Where their secrets are: a folder, and the variables of the daemon.
-        self.secrets = secrets_folder(home, name), allowed_environment(self.variables)
-        common, own = settings["connections"], settings["namespaces"].get(name, {"connections": {}})["connections"]
-        allowed = common if is_default else {it: common[it] for it in options["connections"] if it in common}
-        self.connections = allowed | own
-
-    @classmethod
-    def of(cls, store: Store, name: str) -> Room:
-        """Returns the room of a pipeline's runs; a name that ends with `/` is that of a namespace."""
-        return cls(store.home, store.settings, store.ask.namespace(namespace_of(name)))
+        self.secrets = secrets_folder(self.home, name), allowed_environment(self.variables)
+        allowed = common if is_default else {it: common[it] for it in self.options["connections"] if it in common}
+        self.connections = allowed | settings["namespaces"].get(name, {"connections": {}})["connections"]
 
     def way(self, chosen: str | None, directory: str | None) -> Json | None:
         """Returns how a job gets to where its code runs: the *chosen* executor, or the only one; None for here.
@@ -13965,12 +13965,10 @@ def as_user(user: str, folder: str, variables: Collection[str]) -> Json:
     if os.geteuid() != 0 or about.pw_uid == 0:
         hint = 'without root: [executors.NAME] command = ["sudo", "-nu", "USER"], and --executor NAME'
         raise BadRequest(f"only a taud that is root can run processes as '{user}', who must not be root", hint)
-    environ = {**allowed_environment({*USUAL_ENVIRONMENT, *variables} - {"TAU_HOME"})}
-    environ |= {"HOME": folder, "TMPDIR": folder}
+    environ = {**allowed_environment({*USUAL_ENVIRONMENT, *variables} - {"TAU_HOME"}), "HOME": folder, "TMPDIR": folder}
     environ["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), environ.get("PATH", os.defpath)))
-    groups = os.getgrouplist(user, about.pw_gid)
-    ids = {"user": about.pw_uid, "group": about.pw_gid, "extra_groups": groups, "umask": 0o077}
-    return {"cwd": folder, "env": environ, **ids}
+    ids = {"user": about.pw_uid, "group": about.pw_gid, "extra_groups": os.getgrouplist(user, about.pw_gid)}
+    return {"cwd": folder, "env": environ, "umask": 0o077, **ids}
 
 
 def prepare_place(home: str, namespace: str, user: str) -> str:
@@ -14015,12 +14013,13 @@ def check_user(home: str, namespace: str, user: str) -> None:
     words = ("python3", "-c", "import os, sys; os.stat(sys.argv[1]); assert sys.version_info > (3, 11)", place)
     hint = "let others pass through the directories above both: TAU_HOME=/var/lib/tau, and the system's python3"
     try:
-        done = subprocess.run(words, capture_output=True, check=False, text=True, errors="replace", **process)
-        said = done.stderr.strip().rpartition("\n")[2][:WORD_MAX] if done.returncode else None
+        subprocess.run(words, capture_output=True, check=True, text=True, errors="replace", **process)
+        return
+    except subprocess.CalledProcessError as problem:
+        said = problem.stderr.strip().rpartition("\n")[2][:WORD_MAX]
     except OSError as problem:
         said = f"{problem.strerror}: {problem.filename}"
-    if said is not None:
-        raise BadRequest(f"user '{user}' does not reach {place} with Python 3.11 or newer: {said}", hint)
+    raise BadRequest(f"user '{user}' does not reach {place} with Python 3.11 or newer: {said}", hint)
 
 
 def disk_used(home: str, ask: Questions, namespace: str) -> int:
@@ -14107,7 +14106,7 @@ PRUNED = {
     "versions": (
         *("versions", "pipeline, version"),
         # The newest one stays: its number must not come again.
-        "deployed_at < :version_at AND NOT EXISTS (SELECT 1 FROM pipelines p WHERE p.name = versions.pipeline"
+        "deployed_at < :run_at AND NOT EXISTS (SELECT 1 FROM pipelines p WHERE p.name = versions.pipeline"
         " AND p.version = versions.version) AND version < (SELECT max(version) FROM versions n"
         " WHERE n.pipeline = versions.pipeline) AND NOT EXISTS (SELECT 1 FROM runs r"
         " WHERE r.pipeline = versions.pipeline AND r.version = versions.version)",
@@ -14129,6 +14128,11 @@ OWNED = {
     "observations": ("observations", "run_id, attempt, n", OF_RUNS),
     "events": ("events", "seq", f"{OF_RUNS} AND seq < (SELECT max(seq) FROM events)"),
 }
+#: Folder of the home → what is needed in it.
+NEEDED = {
+    "versions": "SELECT sha256 FROM versions",
+    "environments": "SELECT DISTINCT json_extract(options, '$.environment') FROM versions",
+}
 #: The names of memos that may go.  What has another name than a run's is none of Tau's.
 OLD_MEMOS = f"""
     SELECT value FROM json_each(?) LEFT JOIN runs ON run_id = value
@@ -14146,8 +14150,7 @@ FORESEEN = f"""
 
 def retention_terms(settings: Json, age: float | None = None, keep: int | None = None) -> Json:
     """Returns the ages (seconds) and sizes beyond which rows are deleted; a command may give *age* and *keep*."""
-    days = {"run_s": "run_days", "failed_s": "failed_days", "log_s": "log_days", "event_s": "event_days"}
-    terms: Json = {term: settings[name] * DAY_S for term, name in days.items()}
+    terms: Json = {f"{kind}_s": settings[f"{kind}_days"] * DAY_S for kind in ("run", "failed", "log", "event")}
     if age is not None:
         terms |= dict.fromkeys(("run_s", "failed_s", "log_s"), max(age, FRESH_S))
     terms["young_s"] = YOUNG_S if age is None else min(YOUNG_S, terms["run_s"])
@@ -14156,8 +14159,8 @@ def retention_terms(settings: Json, age: float | None = None, keep: int | None =
 
 def age_bounds(terms: Json, now: float) -> Json:
     """Returns the times, and the run id, before which rows are deleted."""
-    ages = {"event_at": "event_s", "version_at": "run_s", "failed_at": "failed_s", "young_at": "young_s"}
-    return {name: rfc3339(now - terms[age]) for name, age in ages.items()} | {"log_id": id_at(now - terms["log_s"])}
+    bounds = {f"{kind}_at": rfc3339(now - terms[f"{kind}_s"]) for kind in ("run", "failed", "event", "young")}
+    return bounds | {"log_id": id_at(now - terms["log_s"])}
 
 
 def run_bounds(ask: Questions, name: str, terms: Json, now: float) -> Iterator[tuple[str, str, str]]:
@@ -14171,8 +14174,8 @@ def run_bounds(ask: Questions, name: str, terms: Json, now: float) -> Iterator[t
 class Retention:
     """Deletes what is old, batch by batch, while the daemon works."""
 
-    def __init__(self, store: Store, live: Callable[[], int], owns_home: Callable[[], bool]) -> None:
-        self.home, self.store, self.live, self.owns_home = store.home, store, live, owns_home
+    def __init__(self, store: Store, owns_home: Callable[[], bool]) -> None:
+        self.home, self.store, self.owns_home = store.home, store, owns_home
         self.deploying = 0  # deployments under way: they may need folders that no version names yet
         self.lock = asyncio.Lock()  # one prune at a time
         self.counts: collections.Counter[str] = collections.Counter()  # kind → how many rows are deleted
@@ -14213,7 +14216,7 @@ class Retention:
         """Does one batch, and pauses to let other work go first."""
         began = time.monotonic()
         answer = await self.store.write(work, *arguments)
-        pause = PAUSE_BUSY if self.live() else PAUSE_IDLE
+        pause = PAUSE_BUSY if self.store.ask.totals()["running"] else PAUSE_IDLE
         await asyncio.sleep((time.monotonic() - began) * pause)
         return answer
 
@@ -14229,9 +14232,10 @@ class Retention:
 
     async def remove_folders(self) -> None:
         """Deletes what no version needs in the directories of sources and virtual environments."""
-        needed = {} if self.deploying else self.store.ask.needed()
-        for path in [path for name, known in needed.items() for path in sweep(os.path.join(self.home, name), known)]:
-            await asyncio.to_thread(remove_tree, path)
+        for name, needed in NEEDED.items():
+            known = None if self.deploying else {*self.store.ask.values(needed)}
+            for path in () if known is None else sweep(os.path.join(self.home, name), known):
+                await asyncio.to_thread(remove_tree, path)
 
     async def remove_memos(self, log_id: str) -> None:
         """Deletes the memos of deleted runs, and of ended runs whose logs are past their age."""
@@ -14728,7 +14732,7 @@ class Store:
         """Gives an incident to a holder for a time, 0 gives it back.  Conflict if it is another's."""
         row, now = self.sql.incident(word), self.now()
         if (row["claimed_until"] or "") > now and row["claimed_by"] != holder:
-            held = pick(row, "claimed_by", "claimed_until")
+            held = pick(row, *CLAIM)
             message = f"{held['claimed_by']} works on {word} until {held['claimed_until']}"
             raise Conflict(message, f"after that; {shell_line('tau', 'inspect', word)} shows what is known", **held)
         held = {"claimed_by": holder, "claimed_until": self.now(for_s)} if for_s else dict.fromkeys(CLAIM)
@@ -14750,27 +14754,28 @@ class Store:
         """Claims the latest open incident of a pipeline for an agent.  Conflict at a bound of [heal]."""
         self.sql.known(name)
         open_ = "SELECT * FROM incidents WHERE pipeline = ? AND status = 'open' ORDER BY last_at DESC LIMIT 1"
-        row, day = self.sql.row(open_, name), self.now(-DAY_S)
-        if row is None:
+        if (row := self.sql.row(open_, name)) is None:
             raise NotFound(f"'{name}' has no open incident", shell_line("tau", "errors", name, "--all"))
         if paused := self.sql.remembered(HEALING):
             raise Conflict(f"healing is paused since {paused['paused_at']}", "tau resume --healing")
-        bounds = {
-            "attempts": ("WHERE incident = ? AND began_at > ?", row["incident"], row["first_at"]),
-            "per_day": ("WHERE began_at > ?", day),
-            "at_once": ("WHERE ended_at IS NULL",),
-        }
-        for bound, (where, *values) in bounds.items():
-            if self.sql.value(f"SELECT count(*) FROM heals {where}", *values) >= healing[bound]:
-                message = f"[heal] {bound} = {healing[bound]} is reached"
-                raise Conflict(message, shell_line("tau", "inspect", row["incident"]), bound=bound)
+        for bound, _ in self.bounds_reached(row["incident"], healing, *HEALS_COUNTED):
+            message = f"[heal] {bound} = {healing[bound]} is reached"
+            raise Conflict(message, shell_line("tau", "inspect", row["incident"]), bound=bound)
         attempt = f"heal-{os.urandom(6).hex()}"
         self.claim(row["incident"], healing["time_s"] + 60, attempt, actor)
         self.sql.put("heals", {"attempt": attempt, **pick(row, "incident", "pipeline"), "began_at": self.now()})
-        about = {"attempt": attempt, **pick(row, "incident", "pipeline"), "run_id": row["last_run"]}
+        about = {"attempt": attempt, "incident": row["incident"], "run_id": row["last_run"]}
         about["version"] = self.sql.value("SELECT version FROM pipelines WHERE name = ?", name)
-        self.event("heal.began", name, None, omit(about, ("pipeline",)), actor)
-        return about
+        self.event("heal.began", name, None, about, actor)
+        return about | {"pipeline": name}
+
+    def bounds_reached(self, incident: str, healing: Json, *bounds: str) -> Iterator[tuple[str, int]]:
+        """Yields those of the bounds of [heal] that are reached, each with how many attempts it counts."""
+        for bound in bounds:
+            count = f"SELECT count(*) FROM heals h WHERE {HEALS_COUNTED[bound]}"
+            tried = self.sql.value(count, incident=incident, day=self.now(-DAY_S))
+            if tried >= healing[bound]:
+                yield bound, tried
 
     def end_heal(self, done: Json, healing: Json, actor: str) -> None:
         """Records what came of an attempt, and tells a person if there will be no other."""
@@ -14778,11 +14783,9 @@ class Store:
         self.sql.set("heals", key, ended_at=self.now(), verdict=done["verdict"])
         self.event(f"heal.{done['verdict']}", done["pipeline"], None, omit(done, ("pipeline", "verdict")), actor)
         self.sql.set("incidents", pick(done, "incident") | {"claimed_by": key["attempt"]}, **dict.fromkeys(CLAIM))
-        counted = {"attempts": ("incident = ?", done["incident"]), "per_day": ("began_at > ?", self.now(-DAY_S))}
-        for bound, (condition, value) in counted.items() if done["verdict"] not in ("fixed", "proven") else ():
-            tried = self.sql.value(f"SELECT count(*) FROM heals WHERE {condition}", value)
-            if tried >= healing[bound]:
-                data = {**pick(done, "incident"), "bound": bound, "attempts": tried}
+        if done["verdict"] not in ("fixed", "proven"):
+            for bound, tried in self.bounds_reached(done["incident"], healing, "attempts", "per_day"):
+                data = {"incident": done["incident"], "bound": bound, "attempts": tried}
                 self.event("heal.exhausted", done["pipeline"], None, data, actor)
 
     def give_up_heals(self, healing: Json) -> None:
@@ -14797,9 +14800,7 @@ class Store:
         version, last = self.sql.next_version(pipeline, digest)
         name, number, now = version["pipeline"], version["version"], self.now()
         if changed := number != last["version"] or not last["deployed"]:
-            if not self.sql.set("pipelines", {"name": name}, version=number, deployed=1, updated_at=now):
-                row = {"name": name, "version": number, "deployed": 1, "created_at": now, "updated_at": now}
-                self.sql.put("pipelines", row)
+            self.db.execute(MAKE_LIVE, (name, number, now, now))
             self.sql.put("versions", version | {"deployed_at": now, "actor": actor}, clash="IGNORE")
             self.options.cache_clear()  # a write that was undone may have given this number
             self.event("pipeline.deployed", name, None, {"version": number, "sha256": digest}, actor)
@@ -14926,13 +14927,9 @@ class Store:
         """Makes a namespace, or changes what it may have, and returns that; a TauError if there is no such thing."""
         if is_new and self.sql.namespaces(name):
             raise Conflict(f"there is a namespace '{name}' already", shell_line("tau", "namespace", "show", name))
-        if is_new:
-            if os.path.isfile(path := secrets_folder(self.home, name)):  # a secret of the default namespace
-                make_directory(aside := os.path.join(self.home, "secrets", "+"))
-                os.rename(path, os.path.join(aside, name))
-            self.sql.put("namespaces", {"name": name, "options": {}, "created_at": self.now(), "day_runs": 0})
-        before = self.sql.namespace(name)["options"]
-        after = before | without_none(given)
+        row: Json = {"options": NAMESPACE_OPTIONS, "day": None} if is_new else self.sql.namespace(name)
+        before, after = row["options"], row["options"] | without_none(given)
+        after |= {key: [*filter(None, after[key])] for key in ("connections", "variables")}
         environments = "SELECT max(json_extract(options, '$.environment')) FROM live WHERE {} = ?"
         needed = self.sql.value(environments.format(NAMESPACE_OF.format("pipeline")), name)
         demand_executor(None, self.settings["executors"], needed, after)
@@ -14941,21 +14938,21 @@ class Store:
             raise BadRequest(why, "make another namespace for the user")
         if others := {*self.sql.namespaces_of(after["user"])} - {name}:
             raise Conflict(f"'{after['user']}' is the user of namespace '{min(others)}'", "choose a user of its own")
-        for connection in after["connections"]:
-            if connection and connection not in self.settings["connections"]:
-                hint = did_you_mean(
-                    connection, self.settings["connections"], "[connections.NAME] in tau.toml makes one"
-                )
-                raise BadRequest(f"there is no connection '{connection}'", hint)
-        after |= {key: [*filter(None, after[key])] for key in ("connections", "variables")}
-        if after != before or is_new:
-            day = (
-                self.sql.namespace(name)["day"] if after["runs_per_day"] else None
-            )  # while there is none nobody counts
+        common = self.settings["connections"]
+        for connection in filter(lambda it: it not in common, after["connections"]):
+            hint = did_you_mean(connection, common, "[connections.NAME] in tau.toml makes one")
+            raise BadRequest(f"there is no connection '{connection}'", hint)
+        changed = {key: value for key, value in after.items() if is_new or value != before[key]}
+        if is_new:
+            if os.path.isfile(path := secrets_folder(self.home, name)):  # a secret of the default namespace
+                make_directory(aside := os.path.join(self.home, "secrets", "+"))
+                os.rename(path, os.path.join(aside, name))
+            self.sql.put("namespaces", {"name": name, "options": {}, "created_at": self.now(), "day_runs": 0})
+        if changed:
+            day = row["day"] if after["runs_per_day"] else None  # while there is no such quota nobody counts
             self.sql.set("namespaces", {"name": name}, options=after, day=day)
-            changed = {key: value for key, value in after.items() if is_new or value != before[key]}
             self.event(f"namespace.{'created' if is_new else 'changed'}", None, None, {"name": name} | changed, actor)
-        return {"name": name, "changed": after != before or is_new, **after}
+        return {"name": name, "changed": bool(changed), **after}
 
     def empty_namespace(self, name: str, force: bool, actor: str) -> list[str]:
         """Undeploys what a namespace has; deletes some of its runs and returns their ids.  Conflict if it is in use."""
@@ -14972,9 +14969,8 @@ class Store:
             raise Conflict(f"runs of '{name}' go on", shell_line("tau", "cancel", running[0]))
         for pipeline in live:
             self.undeploy(pipeline, actor)
-        run_ids = self.sql.values(f"SELECT run_id FROM runs WHERE pipeline GLOB ? LIMIT {EXPIRE_MAX}", own)
-        self.db.executemany("DELETE FROM runs WHERE run_id = ?", [(run_id,) for run_id in run_ids])
-        return run_ids
+        some = f"SELECT run_id FROM runs WHERE pipeline GLOB ? LIMIT {EXPIRE_MAX}"
+        return self.sql.values(f"DELETE FROM runs WHERE run_id IN ({some}) RETURNING run_id", own)
 
     def remove_namespace(self, name: str, actor: str) -> None:
         """Deletes what the store still has of a namespace."""
@@ -15136,20 +15132,13 @@ class Store:
     def job(self, run_id: str, attempt: int, stem: str) -> Json:
         (job,) = self.sql.rows(JOB, run_id)
         if runs := job.pop("upstream"):
-            self.write_upstream(stem, {short_name(name, namespace_of(job["pipeline"])): runs[name] for name in runs})
+            named = {short_name(name, namespace_of(job["pipeline"])): run_id for name, run_id in runs.items()}
+            path = os.path.join(self.home, "runs", f"{stem}.upstream")
+            try:  # large results would hold up other runs on their way
+                replace_file(path, self.sql.value(UPSTREAM, encode_json(named)).encode(), durable=False)
+            except OSError as problem:
+                raise disk_error(path, problem) from None
         return {"kind": "run", "stem": stem, "run_id": run_id, "attempt": attempt, **job}
-
-    def write_upstream(self, stem: str, runs: Json) -> None:
-        """Writes the results of an upstream beside the journal: large ones would hold up other runs on their way."""
-        texts = []
-        for name, run_id in runs.items():
-            result = self.sql.value("SELECT result FROM runs WHERE run_id = ?", run_id) or "null"
-            texts.append(f'{encode_json(name)}:{{"run_id":{encode_json(run_id)},"result":{result}}}')
-        path = os.path.join(self.home, "runs", f"{stem}.upstream")
-        try:
-            replace_file(path, f"{{{','.join(texts)}}}".encode("utf-8", "surrogatepass"), durable=False)
-        except OSError as problem:
-            raise disk_error(path, problem) from None
 
     def add_trace(self, run_id: str, attempt: int, records: list[Json], state: Json) -> None:
         """Saves trace records, and in the same transaction how far the journal has been read."""
@@ -15185,14 +15174,15 @@ class Store:
     def finish(self, run_id: str, attempt: int, records: list[Json], state: Json, outcome: Outcome) -> None:
         """Saves the rest of the trace and the outcome, and ends the run or has it tried again."""
         self.add_trace(run_id, attempt, records, state | {"outcome": None})
-        finished_at = rfc3339((state["outcome"] or state["ended"] or {}).get("at", self.clock.time()))
-        self.end_steps(run_id, attempt, outcome, finished_at)
+        times = attempt_times(state, self.clock.time())
+        self.end_steps(run_id, attempt, outcome, times["finished_at"])
         if outcome.error is not None:
             outcome.error["fingerprint"] = error_fingerprint(outcome.error)
         (run,) = self.sql.rows("SELECT pipeline, version, status, started_at FROM runs WHERE run_id = ?", run_id)
         if run["status"] != "running":
             return  # a final status never changes
-        times = self.end_attempt(run_id, attempt, state, outcome)
+        ended = {"status": outcome.status, "error": outcome.error, **times}
+        self.sql.set("attempts", {"run_id": run_id, "attempt": attempt}, **ended)
         self.learn(run_id, attempt, run, outcome.status)
         pause = retry_pause(self.options(run["pipeline"], run["version"]), attempt, outcome)
         if pause is not None:
@@ -15236,22 +15226,6 @@ class Store:
             row = {"pipeline": run["pipeline"], "run_id": run_id, "seen": baseline(before["seen"], steps)}
             self.sql.put("baselines", row, clash="REPLACE")
 
-    def end_attempt(self, run_id: str, attempt: int, state: Json, outcome: Outcome) -> Json:
-        """Saves how an attempt ended, and returns its times as columns of a run."""
-        last = state["outcome"] or state["ended"] or {}
-        process: Json = state["process"]
-        if state["outcome"] or "host" in last:  # by the clock of the machine that ran it
-            process = process.get("remote") or process
-        began = process.get("at")
-        times: Json = {"finished_at": rfc3339(last.get("at", self.clock.time())), "duration_ms": None}
-        if began is not None:
-            times["started_at"] = rfc3339(began)
-            if "mono" in last:
-                times["duration_ms"] = round(max(last["mono"] - process["mono"], 0.0) * 1000, 3)
-        key = {"run_id": run_id, "attempt": attempt}
-        self.sql.set("attempts", key, status=outcome.status, error=outcome.error, **times)
-        return times
-
     def shift_waiting(self, seconds: int) -> None:
         """Shifts retry_at and expires_at of waiting runs, because the clock was set."""
         for column, status in (("retry_at", "retrying"), ("expires_at", "queued")):
@@ -15272,6 +15246,10 @@ class Store:
         self.sql.set("attempts", {"run_id": run_id, "attempt": attempt}, stopping=status)
 
 
+MAKE_LIVE = (
+    "INSERT INTO pipelines (name, version, deployed, created_at, updated_at) VALUES (?, ?, 1, ?, ?)"
+    " ON CONFLICT DO UPDATE SET version = excluded.version, deployed = 1, updated_at = excluded.updated_at"
+)
 #: (table, column that names a pipeline): each table before those that it refers to.
 NAMED_IN = (
     *((table, "pipeline") for table in ("states", "schedules", "chains", "lineage", "baselines", "incidents")),
@@ -15280,6 +15258,12 @@ NAMED_IN = (
 )
 #: What else has the name of a pipeline or of a key.
 NAMED_TOO = (("heals", "pipeline"), ("events", "pipeline"), ("dead_letters", "pipeline"), ("keys", "name"))
+#: A bound of [heal] → the attempts that it counts.
+HEALS_COUNTED = {
+    "attempts": "incident = :incident AND began_at > (SELECT first_at FROM incidents WHERE incident = h.incident)",
+    "per_day": "began_at > :day",
+    "at_once": "ended_at IS NULL",
+}
 #: How many of the versions that have failed an incident names.
 VERSIONS_TOLD = 20
 #: How often an attempt is handed to a fork server, if each time the server or the daemon dies first.
@@ -15309,6 +15293,11 @@ SEEN_STEPS = """
     coalesce(blank, '[]') AS blank FROM steps
     WHERE run_id = :run_id AND attempt = :attempt AND length(columns) < 20000 ORDER BY step LIMIT 500
 """
+#: The results of the runs in an object, by name.
+UPSTREAM = """
+    SELECT json_group_object(key, json_object('run_id', value, 'result', json(coalesce(result, 'null'))))
+    FROM json_each(?) LEFT JOIN runs ON run_id = value
+"""
 JOB = f"""
     SELECT r.pipeline, r.version, r.params, r.scheduled_for, r.upstream, r.resume_from, s.state, b.seen,
     v.sha256, v.entry, v.function, json_extract(v.options, '$.environment') AS environment,
@@ -15319,6 +15308,20 @@ JOB = f"""
     AS last_success FROM runs r JOIN versions v ON v.pipeline = r.pipeline AND v.version = r.version
     LEFT JOIN states s ON s.pipeline = r.pipeline LEFT JOIN baselines b ON b.pipeline = r.pipeline WHERE r.run_id = ?
 """
+
+
+def attempt_times(state: Json, now: float) -> Json:
+    """Returns when an attempt has begun and ended, as columns of a run."""
+    last = state["outcome"] or state["ended"] or {}
+    process: Json = state["process"]
+    if state["outcome"] or "host" in last:  # by the clock of the machine that ran it
+        process = process.get("remote") or process
+    times: Json = {"finished_at": rfc3339(last.get("at", now)), "duration_ms": None}
+    if "at" in process:
+        times["started_at"] = rfc3339(process["at"])
+        if "mono" in last:
+            times["duration_ms"] = round(max(last["mono"] - process["mono"], 0.0) * 1000, 3)
+    return times
 
 
 def error_summary(error: Json | None) -> Json:
@@ -15493,21 +15496,14 @@ class Questions(Sql):
             origin = self.version(name, None)["options"].get("origin")
             hint = shell_line("tau", "deploy", *origin) if origin else "`tau deploy FILE.py` brings it back"
             return NotFound(f"pipeline '{name}' was undeployed", hint)
-        beside = f"SELECT pipeline FROM live WHERE {NAMESPACE_OF.format('pipeline')} = ? AND pipeline"
-        ahead = self.values(f"{beside} >= ? ORDER BY pipeline LIMIT 100", namespace_of(name), name)
-        behind = self.values(f"{beside} < ? ORDER BY pipeline DESC LIMIT 100", namespace_of(name), name)
-        hint = did_you_mean(name, (*ahead, *behind), "`tau list` shows all")
+        near = self.values(NEIGHBOURS, namespace=namespace_of(name), name=name)
+        hint = did_you_mean(name, near, "`tau list` shows all")
         return NotFound(f"no pipeline named '{name}'", hint)
-
-    def live_names(self) -> list[str]:
-        return self.values("SELECT pipeline FROM live")
 
     def known_names(self) -> list[str]:
         return self.values("SELECT name FROM pipelines ORDER BY name")
 
-    def pipelines(
-        self, limit: int, among: list[str] | None = None, tag: str | None = None, exposed: bool = False
-    ) -> Page:
+    def pipelines(self, limit: int, among: Among = None, tag: str | None = None, exposed: bool = False) -> Page:
         """Returns the deployed pipelines (of *among*, with a *tag*) with their last runs, and how many there are."""
         columns = (
             "v.pipeline AS name, v.version, v.options, r.run_id AS last_run_id, r.status AS last_status,"
@@ -15532,7 +15528,7 @@ class Questions(Sql):
         count = f"SELECT count(*) FROM (SELECT 1 FROM {source}{condition} LIMIT {most + 1})"
         return rows, len(rows) if len(rows) < limit else self.value(count, *values)
 
-    def pipeline_count(self, among: list[str] | None = None) -> int:
+    def pipeline_count(self, among: Among = None) -> int:
         condition, values = where({AMONG: among})
         return int(self.value(f"SELECT count(*) FROM live{condition}", *values))
 
@@ -15560,7 +15556,7 @@ class Questions(Sql):
             "lineage": reads_and_writes(uses, "place", "resource", "version", "run_id", "at"),
         }
 
-    def lineage(self, among: list[str] | None, **asked: str | None) -> list[Json]:
+    def lineage(self, among: Among, **asked: str | None) -> list[Json]:
         """Returns who reads and writes what, of all, what the pipeline `name` touches, or a `resource` of a `place`."""
         return self.rows(LINEAGE, among=None if among is None else encode_json(among), **asked)
 
@@ -15613,14 +15609,6 @@ class Questions(Sql):
         number: int | None = self.value("SELECT version FROM live WHERE pipeline = ?", name)
         return number
 
-    def needed(self) -> dict[str, set[str]]:
-        """Returns folder of the home → the directories in it that some version needs."""
-        columns = {"versions": "sha256", "environments": "json_extract(options, '$.environment')"}
-        return {
-            place: {*self.values(f"SELECT DISTINCT {column} FROM versions WHERE {column} IS NOT NULL")}
-            for place, column in columns.items()
-        }
-
     def namespaces(self, only: str | None) -> list[str]:
         return self.values("SELECT name FROM namespaces WHERE coalesce(?, name) = name ORDER BY name", only)
 
@@ -15661,7 +15649,7 @@ class Questions(Sql):
 
     # Runs.
 
-    def find_run(self, prefix: str, among: list[str] | None = None) -> str:
+    def find_run(self, prefix: str, among: Among = None) -> str:
         """Returns the run (of *among*) whose id begins so, or the last one of an incident; NotFound or BadRequest."""
         begin = self.value("SELECT last_run FROM incidents WHERE incident = ?", prefix) or prefix.lower()
         condition, values = where({"run_id >= ?": begin, "run_id <= ?": f"{begin}~", AMONG: among})
@@ -15752,7 +15740,7 @@ class Questions(Sql):
         return bool(self.value(queued + of_namespace, namespace) * len(self.namespaces(None)) >= most)
 
     def runs(
-        self, name: str | None, status: str | None, limit: int, among: list[str] | None = None,
+        self, name: str | None, status: str | None, limit: int, among: Among = None,
         ids: Any = (None, None), trigger: str | None = None,
     ) -> Page:  # fmt: skip
         """Returns the newest runs, of one pipeline and status and with *ids* from one to another, and how many."""
@@ -15762,7 +15750,7 @@ class Questions(Sql):
         conditions |= {"run_id >= ?": ids[0], "run_id < ?": ids[1]}
         return self.page(columns, "runs", conditions, "run_id DESC", limit)
 
-    def scene(self, limit: int, among: list[str] | None) -> tuple[list[Json], list[Json], list[Json]]:
+    def scene(self, limit: int, among: Among) -> tuple[list[Json], list[Json], list[Json]]:
         """Returns live runs with their progress, running ones first; the last ends; and the next ticks."""
         shown, seen = "run_id, pipeline, status, attempt, queued_at, started_at", {AMONG: among}
         live = self.page(f"{shown}, retry_at, progress", UNENDED, seen, "status DESC, run_id", limit)
@@ -15772,13 +15760,13 @@ class Questions(Sql):
         due, shown = {"due_at > ''": (), **seen}, "pipeline, next_at AS tick_at"
         return live[0], ended[0], self.page(shown, "schedules", due, "due_at, pipeline", limit)[0]
 
-    def late(self, limit: int, among: list[str] | None) -> list[Json]:
+    def late(self, limit: int, among: Among) -> list[Json]:
         """Returns the pipelines of which less has happened than should."""
         what = "what IN ('invalid', 'late', 'overdue', 'missed', 'dropped', 'skipped')"
         source = LATE.replace(":now", repr(rfc3339(time.time() - LATE_S)))
         return self.page("pipeline, what, at", source, {what: (), AMONG: among}, "at DESC", limit)[0]
 
-    def calendar(self, limit: int, among: list[str] | None, name: str | None) -> Page:
+    def calendar(self, limit: int, among: Among, name: str | None) -> Page:
         """Returns the schedules of deployed pipelines, and how many there are."""
         conditions = {"held IS NOT 'undeployed'": (), AMONG: among, "pipeline = ?": name}
         return self.page("*", "schedules", conditions, "pipeline", limit)
@@ -15788,7 +15776,7 @@ class Questions(Sql):
         days = encode_json([*itertools.pairwise(begins)])
         return self.rows(DAILY, names=encode_json(names), statuses=encode_json([*statuses]), days=days)
 
-    def failures(self, limit: int, among: list[str] | None = None, name: str | None = None) -> Page:
+    def failures(self, limit: int, among: Among = None, name: str | None = None) -> Page:
         """Returns the latest broken runs, of one pipeline if given, with their errors, and how many there are."""
         columns = "run_id, pipeline, version, status, finished_at, error"
         conditions = {f"status IN {FAILURES}": (), AMONG: among, "pipeline = ?": name}
@@ -15823,17 +15811,6 @@ class Questions(Sql):
             row["error"] = row["error"] and pick(row["error"], "kind", "type", "message", "step")
         return rows
 
-    def incidents_closed(self, run: Json) -> list[str]:
-        """Returns the incidents that a success has closed."""
-        closed = "SELECT incident FROM incidents WHERE pipeline = ? AND fixed_run = ? AND status = 'closed'"
-        return self.values(closed, run["pipeline"], run["run_id"])
-
-    def fixed_by(self, name: str, version: int) -> list[Json]:
-        """Returns the incidents that a version has closed."""
-        return self.rows(
-            "SELECT * FROM incidents WHERE pipeline = ? AND status = 'closed' AND fixed_by = ?", name, version
-        )
-
     def incident_of(self, name: str, mark: str) -> Json | None:
         return self.row("SELECT * FROM incidents WHERE pipeline = ? AND fingerprint = ?", name, mark)
 
@@ -15848,19 +15825,6 @@ class Questions(Sql):
         """Returns incidents, open ones first, then the latest, and how many there are."""
         told = "incident, status, count, first_at, last_at, pipeline, step, type, message, last_run, versions, fixed_by"
         return self.page(told, "incidents", conditions, "status DESC, last_at DESC, incident", limit)
-
-    def to_heal(self, healing: Json, now: str, cooled: str) -> list[str]:
-        """Returns pipelines with an open incident that may be healed by itself, and was not tried of late."""
-        rows = self.rows(TO_HEAL, auto=healing["auto"], most=healing["attempts"], now=now, cooled=cooled)
-        return [row["pipeline"] for row in rows][: healing["at_once"]]
-
-    def incident_runs(self, incident: Json) -> list[Json]:
-        """Returns the last ten runs of an incident; of fewer, it does not look for others."""
-        return self.rows(
-            f"SELECT run_id, version, status, finished_at FROM runs WHERE pipeline = ? AND run_id <= ?"
-            f" AND status IN {FAILURES} AND json_extract(error, '$.fingerprint') = ? ORDER BY run_id DESC LIMIT ?",
-            *(incident["pipeline"], incident["last_run"], incident["fingerprint"], min(incident["count"], 10)),
-        )
 
     def unfinished(self) -> list[Json]:
         """Returns the attempts that were live when the last daemon ended."""
@@ -15903,8 +15867,7 @@ class Questions(Sql):
 
     def story(self, run_id: str, after: int) -> list[Json]:
         """Returns the next page of all that a run did, as events."""
-        attempt, n = after // SEQ_STRIDE + 1, after % SEQ_STRIDE - STORY_LEAD
-        rows = self.rows(STORY, run_id=run_id, attempt=attempt, n=n)
+        rows = self.rows(STORY, run_id=run_id, after=after)
         return [{**pick(row, "seq", "type", "at"), **row["data"]} for row in rows]
 
     def story_begin(self, run_id: str, tail: int | None) -> int:
@@ -15914,9 +15877,7 @@ class Questions(Sql):
     def last_event(self) -> int:
         return int(self.value("SELECT coalesce(max(seq), 0) FROM events"))
 
-    def events(
-        self, since: int | None, limit: int, among: list[str] | None, types: list[str], pipeline: str | None
-    ) -> Json:
+    def events(self, since: int | None, limit: int, among: Among, types: list[str], pipeline: str | None) -> Json:
         """Returns the first events after *since*, or the last ones, and whether some are deleted."""
         last, is_tail = self.last_event(), since is None  # later ones are for the next question
         conditions = {"seq <= ?": last, "seq > ?": since, f"({AMONG} OR {OF_ALL})": among, "pipeline = ?": pipeline}
@@ -15974,7 +15935,7 @@ class Questions(Sql):
         row = self.row("SELECT data FROM memory WHERE name = ?", name)
         return row and row["data"]
 
-    def schedule_counts(self, among: list[str] | None) -> Json:
+    def schedule_counts(self, among: Among) -> Json:
         condition, values = where({"due_at > ''": (), AMONG: among})
         return self.rows(f"SELECT count(*) AS schedules, min(due_at) AS next_at FROM schedules{condition}", *values)[0]
 
@@ -16044,6 +16005,10 @@ class Questions(Sql):
         return int(self.value(live, name))
 
 
+#: The pipelines of a namespace whose names come next before and after one.
+NEIGHBOURS = f"SELECT pipeline FROM live WHERE {NAMESPACE_OF.format('pipeline')} = :namespace AND pipeline"
+NEIGHBOURS = f"""SELECT * FROM ({NEIGHBOURS} >= :name ORDER BY pipeline LIMIT 100)
+    UNION ALL SELECT * FROM ({NEIGHBOURS} < :name ORDER BY pipeline DESC LIMIT 100)"""
 #: The most rows that a step of a run had.
 MOST_ROWS = """SELECT max(coalesce(rows_out, rows_in)) FROM steps s
     WHERE s.run_id = runs.run_id AND s.attempt = runs.attempt"""
@@ -16088,13 +16053,19 @@ LINEAGE = """
 """
 
 
-#: Open incidents that nobody works on, of pipelines that may be healed, with a failure since the last attempt.
+#: The last ten runs of an incident; of fewer, it does not look for others.
+INCIDENT_RUNS = f"""
+    SELECT run_id, version, status, finished_at FROM runs WHERE pipeline = :pipeline AND run_id <= :last_run
+    AND status IN {FAILURES} AND json_extract(error, '$.fingerprint') = :fingerprint
+    ORDER BY run_id DESC LIMIT min(:count, 10)
+"""
+#: Pipelines that may be healed, by [heal]: with an open incident that nobody works on, and failures since an attempt.
 TO_HEAL = """
     SELECT DISTINCT i.pipeline FROM incidents i JOIN live l ON l.pipeline = i.pipeline
     LEFT JOIN (SELECT incident, count(*) AS n, max(began_at) AS last FROM heals GROUP BY incident) h USING (incident)
     WHERE i.status = 'open' AND coalesce(json_extract(l.options, '$.heal'), iif(:auto, 'auto', '')) = 'auto'
-    AND coalesce(i.claimed_until, '') < :now AND coalesce(h.n, 0) < :most
-    AND (h.last IS NULL OR (h.last < i.last_at AND h.last < :cooled)) ORDER BY i.last_at
+    AND coalesce(i.claimed_until, '') < :now AND coalesce(h.n, 0) < :attempts
+    AND (h.last IS NULL OR (h.last < i.last_at AND h.last < :cooled)) ORDER BY i.last_at LIMIT :at_once
 """
 
 
@@ -16183,7 +16154,8 @@ SOME_STEPS = """
 #: How many events a page of a run's story has.
 STORY_PAGE = 500
 #: The next page of all that a run did, in the order (attempt, n).  n is a record's number in the attempt's journal.
-#: Events before the first attempt have an n below 0, an attempt's start has 0, and its end an n above all records.
+#: Events before the first attempt have an n from -10, an attempt's start has 0, and its end an n above all records.
+#: So the number of an event, `seq`, says which attempt it is of, and its n there.
 STORY = """
     WITH page AS (
         SELECT attempt, n, at, 'log' AS type, json_object('level', level, 'step', step, 'stream', stream,
@@ -16196,7 +16168,7 @@ STORY = """
         UNION ALL
         SELECT attempt, finished_n, finished_at, 'step.finished', json_object('step', path, 'status', status,
             'duration_ms', duration_ms, 'rows_in', rows_in, 'rows_out', rows_out, 'error', json(error))
-            FROM steps WHERE run_id = :run_id AND (attempt, finished_n) > (:attempt, :n)
+            FROM steps WHERE run_id = :run_id AND (attempt, finished_n) > {place}
         UNION ALL
         SELECT attempt, n, at, type, json_set(data, '$.run_id', run_id, '$.pipeline', pipeline) FROM (
             SELECT *, CASE type WHEN 'run.finished' THEN (SELECT attempt FROM runs r WHERE r.run_id = e.run_id)
@@ -16207,16 +16179,14 @@ STORY = """
         ORDER BY attempt, n LIMIT {page}
     )
     SELECT (attempt - 1) * 1000000000 + 10 + n AS seq, at, type, data FROM page ORDER BY seq
-""".replace("{after}", "run_id = :run_id AND (attempt, n) > (:attempt, :n)").replace("{page}", str(STORY_PAGE))
+""".replace("{after}", "run_id = :run_id AND (attempt, n) > {place}").replace("{page}", str(STORY_PAGE))
+STORY = STORY.replace("{place}", "(:after / 1000000000 + 1, :after % 1000000000 - 10)")
 #: The number of the event before the last log lines of a run's last attempt; 0 if there are fewer lines.
 LAST_LINES = """
     WITH last AS (SELECT attempt, n FROM logs WHERE run_id = :run_id ORDER BY attempt DESC, n DESC LIMIT :tail)
     SELECT CASE WHEN count(*) < :tail THEN 0 ELSE (max(attempt) - 1) * 1000000000 + 9
         + (SELECT min(n) FROM last WHERE attempt = (SELECT max(attempt) FROM last)) END FROM last
 """
-#: How many numbers a run's events before its first attempt have, and how many each attempt has.
-STORY_LEAD = 10
-SEQ_STRIDE = 1_000_000_000
 
 
 #: Decisions about ticks, with the status of their runs.
@@ -16270,7 +16240,7 @@ class Database:
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """Opens or creates the file, and starts its writer."""
         self.loop = loop
-        opened: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        opened = concurrent.futures.Future[None]()
         try:
             # SQLite would take the umask's mode for the file, -wal and -shm.  This must come before there is a
             # connection: closing another descriptor of the file ends all locks of this process on it, and the
@@ -16280,8 +16250,7 @@ class Database:
             self.writer = sqlite3.connect(self.path, **given)
             thread = threading.Thread(target=self.serve, args=(opened,), name="tau store")
             thread.start()
-            if (problem := opened.get()) is not None:
-                raise problem
+            opened.result()
         except (OSError, sqlite3.Error) as problem:
             raise disk_error(self.path, problem) from None
         self.thread = thread
@@ -16296,8 +16265,8 @@ class Database:
             self.thread.join()
             self.thread = None
 
-    def serve(self, opened: queue.SimpleQueue[Exception | None]) -> None:
-        """Runs the writer's thread: opens the file, answers None or why that failed, and writes."""
+    def serve(self, opened: concurrent.futures.Future[None]) -> None:
+        """Runs the writer's thread: opens the file, says whether that has failed, and writes."""
         try:
             set_up(self.writer)
             self.migrate()
@@ -16305,9 +16274,9 @@ class Database:
             self.reader = set_up(read_only(self.path, shared=True))
         except Exception as problem:
             self.writer.close()
-            opened.put(problem)
+            opened.set_exception(problem)
             return
-        opened.put(None)
+        opened.set_result(None)
         self.write_groups()
         self.writer.close()
 
@@ -16374,12 +16343,12 @@ class Database:
 
     def write_groups(self) -> None:
         """Commits groups of writes: those that arrive during one commit share the next."""
-        last = False
-        while not last and (group := self.inbox.get()) is not None:
-            while len(group) < GROUP_MAX and not last and not self.inbox.empty():
-                more = self.inbox.get()
-                last = more is None
-                group += more or ()
+        while (group := self.inbox.get()) is not None:
+            while len(group) < GROUP_MAX and not self.inbox.empty():
+                if (more := self.inbox.get()) is None:
+                    self.inbox.put(None)  # for the next group
+                    break
+                group += more
             answers, touched = self.commit([*group, *((work, (), None) for work in self.settle)])
             settled, due = [answer for future, answer in answers if future is None], ()
             try:

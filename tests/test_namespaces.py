@@ -466,3 +466,9 @@ def test_a_pipeline_shares_with_all(home: Tau) -> None:
         eventually(lambda: home("runs", "acme/report")["runs"])
         done = eventually(lambda: (it := home("inspect", "acme/report"))["status"] == "success" and it)
         assert [*done["result"]] == ["default/orders"]
+
+
+def test_a_namespace_that_is_refused_is_not_made(fresh: Tau) -> None:
+    for option in (("--connections", "nowhere"), ("--executor", "nowhere")):
+        assert "nowhere" in fresh("namespace", "create", "acme", *option, exit=2)["message"]
+        assert "acme" not in {row["name"] for row in fresh("namespace", "list")["namespaces"]}

@@ -79,7 +79,7 @@ def told(
 
     async def begin(store: module.Store) -> Any:
         filled = await store.write(lambda: fill(Past(store.db)))
-        retention = module.Retention(store, lambda: 0, lambda: True)
+        retention = module.Retention(store, lambda: True)
         return await story(store, retention, filled)
 
     answer = with_store(tmp_path, begin)

@@ -253,7 +253,7 @@ class Books(RuleBasedStateMachine):
         self.store = module.Store(self.folder.name, SETTINGS)
         self.store.clock = self.clock
         self.store.open(self.loop)
-        self.retention = module.Retention(self.store, lambda: 0, lambda: True)
+        self.retention = module.Retention(self.store, lambda: True)
 
     def teardown(self) -> None:
         """Nothing is left open, and the file is sound."""
