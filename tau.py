@@ -14079,7 +14079,7 @@ FRESH_S = 60.0
 #: How many free pages stay in the file for later writes.
 FREE_PAGES = 4096
 #: statuses → the term after which their runs are deleted.
-AGES: tuple[tuple[tuple[str, ...], str], ...] = (("success", "cancelled"), "run_s"), (FAILURES, "failed_s")
+AGES = (("success", "cancelled"), "run_s"), (FAILURES, "failed_s")
 #: What is deleted, in this order, until the database is small enough: (name, kind in PRUNED, age).
 FORCED = (
     *(("logs", "log_lines", YOUNG_S), ("runs", "oldest runs", YOUNG_S)),
@@ -14178,8 +14178,8 @@ class Retention:
         self.home, self.store, self.owns_home = store.home, store, owns_home
         self.deploying = 0  # deployments under way: they may need folders that no version names yet
         self.lock = asyncio.Lock()  # one prune at a time
-        self.counts: collections.Counter[str] = collections.Counter()  # kind → how many rows are deleted
-        self.pipelines: collections.Counter[str] = collections.Counter()  # pipeline → how many of its runs
+        self.counts = collections.Counter[str]()  # kind → how many rows are deleted
+        self.pipelines = collections.Counter[str]()  # pipeline → how many of its runs
 
     async def watch(self) -> None:
         """Prunes as the settings say; if nothing is old, that costs a few queries."""
@@ -14628,8 +14628,7 @@ class Store:
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """Opens the database.  Raises Conflict if it is unusable, or empty although pipelines were deployed."""
-        versions = os.path.join(self.home, "versions")
-        left = [name for name in names_below(versions) if len(name) == 64]
+        left = [name for name in names_below(os.path.join(self.home, "versions")) if len(name) == 64]
         if examine(self.database.path) == 0 and left:
             raise unusable(self.database.path, f"it is empty, but {self.home} holds {len(left)} deployed sources")
         self.database.open(loop)
@@ -14973,7 +14972,6 @@ class Store:
         return self.sql.values(f"DELETE FROM runs WHERE run_id IN ({some}) RETURNING run_id", own)
 
     def remove_namespace(self, name: str, actor: str) -> None:
-        """Deletes what the store still has of a namespace."""
         own = f"{name}/*"
         for pipeline in self.sql.values("SELECT name FROM pipelines WHERE name GLOB ?", own):
             self.delete_pipeline(pipeline)
@@ -15121,11 +15119,10 @@ class Store:
     def rename_journal(self, run_id: str, attempt: int, server: Json) -> Json | None:
         """Gives an attempt that never began a new journal and returns its job; None if it is not to begin."""
         named = "SELECT journal FROM attempts a JOIN runs r USING (run_id) WHERE r.status = 'running'"
-        journal: str | None = self.sql.value(f"{named} AND run_id = ? AND a.attempt = ?", run_id, attempt)
-        first, _, again = (journal or "").partition("-")
-        if journal is None or int(again or 1) >= STARTS_MAX:
+        journal = self.sql.value(f"{named} AND run_id = ? AND a.attempt = ?", run_id, attempt)
+        if journal is None or (begun := int(journal.partition("-")[2] or 1)) >= STARTS_MAX:
             return None
-        stem, key = f"{first}-{int(again or 1) + 1}", {"run_id": run_id, "attempt": attempt}
+        stem, key = f"{run_id}.{attempt}-{begun + 1}", {"run_id": run_id, "attempt": attempt}
         self.sql.set("attempts", key, journal=stem, position=NOWHERE, process={"server": server})
         return self.job(run_id, attempt, stem)
 
@@ -15346,9 +15343,8 @@ def retry_pause(options: Json, attempt: int, outcome: Outcome) -> float | None:
     assert outcome.error is not None
     if outcome.retry is False or (wanted is not None and not outcome.retry and outcome.error["kind"] not in wanted):
         return None
-    growth = (options.get("retry_backoff") or 1.0) ** (attempt - 1)
-    pause: float = (options.get("retry_delay") or 0.0) * growth
-    pause = min(pause, options.get("retry_delay_max") or RETRY_DELAY_MAX_S)
+    grown = (options.get("retry_delay") or 0.0) * (options.get("retry_backoff") or 1.0) ** (attempt - 1)
+    pause: float = min(grown, options.get("retry_delay_max") or RETRY_DELAY_MAX_S)
     return pause * (1.0 + random.uniform(-1.0, 1.0) * (options.get("retry_jitter") or 0.0))
 
 
@@ -15533,7 +15529,6 @@ class Questions(Sql):
         return int(self.value(f"SELECT count(*) FROM live{condition}", *values))
 
     def pipeline(self, name: str) -> Json:
-        """Returns all about one deployed pipeline."""
         live = self.row("SELECT version, options, created_at, updated_at FROM live WHERE pipeline = ?", name)
         if live is None:
             raise self.unknown(name)
@@ -15595,8 +15590,8 @@ class Questions(Sql):
         options = omit(pipeline, ("name", "line", "entry", "secrets"))
         last = self.row(LAST_VERSION, pipeline["name"]) or NO_VERSION
         # An older Tau knew fewer options.  A file that has moved makes no new version.
-        before = {key: last["options"].get(key, value) for key, value in options.items()}
-        before |= {key: options[key] for key in ("origin", "imports") if key in options}
+        kept = omit(last["options"], ("origin", "imports"))
+        before = {key: kept.get(key, value) for key, value in options.items()}
         same = (digest, pipeline["entry"], options) == (last["sha256"], last["entry"], before)
         version = {"pipeline": pipeline["name"], "version": last["version"] if same else last["newest"] + 1}
         version |= {"sha256": digest, **pick(pipeline, "entry", "function"), "options": options}
@@ -15613,11 +15608,9 @@ class Questions(Sql):
         return self.values("SELECT name FROM namespaces WHERE coalesce(?, name) = name ORDER BY name", only)
 
     def namespaces_of(self, user: str) -> list[str]:
-        """Returns the namespaces whose code runs as this system user."""
         return self.values("SELECT name FROM namespaces WHERE json_extract(options, '$.user') = nullif(?, '')", user)
 
     def namespace(self, name: str) -> Json:
-        """Returns a namespace with all its options."""
         row = self.row("SELECT * FROM namespaces WHERE name = ?", name)
         if row is None:
             raise NotFound(f"no namespace '{name}'", "`tau namespace list` shows all")
@@ -15633,7 +15626,6 @@ class Questions(Sql):
         return self.value(limits, usual, namespace) or 0
 
     def runs_since(self, namespace: str, begin: float) -> int:
-        """Returns how many runs of a namespace were queued since an instant."""
         count = f"SELECT count(*) FROM runs r WHERE run_id >= ? AND {OF_NAMESPACE}"
         return int(self.value(count, id_at(begin), namespace))
 
@@ -15697,7 +15689,6 @@ class Questions(Sql):
         return run
 
     def success_before(self, name: str, before: str) -> str | None:
-        """Returns the last successful run of a pipeline before a run."""
         found = "SELECT max(run_id) FROM runs WHERE pipeline = ? AND status = 'success' AND run_id < ?"
         run_id: str | None = self.value(found, name, before)
         return run_id
@@ -15815,7 +15806,6 @@ class Questions(Sql):
         return self.row("SELECT * FROM incidents WHERE pipeline = ? AND fingerprint = ?", name, mark)
 
     def incident(self, word: str) -> Json:
-        """Returns the incident with this id."""
         row = self.row("SELECT * FROM incidents WHERE incident = ?", word)
         if row is None:
             raise NotFound(f"no incident '{word}'", "`tau errors` lists them")
@@ -15959,7 +15949,6 @@ class Questions(Sql):
         return [row["comes_after"] for row in rows if self.shares(row["comes_after"], row["pipeline"])]
 
     def decision_on(self, name: str, tick: str) -> Json | None:
-        """Returns the decision about an instant, if there is one."""
         row = self.row(f"{DECISIONS} AND e.scheduled_for >= ? ORDER BY e.scheduled_for, seq LIMIT 1", name, tick)
         if row is None or row["data"].get("from", row["scheduled_for"]) > tick:
             return None
@@ -16080,12 +16069,12 @@ class Budget:
         return time.monotonic() > float(self.until)
 
     def check(self, size: int = 0) -> None:
-        hint = "ask for less: a smaller --limit or --tail, one run or pipeline, nothing that is --full"
-        if self.is_over():
-            raise TooMuch(f"the answer takes longer than {self.bounds['seconds']:g} s", hint)
+        wrong = "takes longer than {seconds:g} s" if self.is_over() else ""
         if max(size, self.bytes) > self.bounds["bytes"] or self.rows > self.bounds["rows"]:
-            message = "the answer has more than {bytes:,} bytes or {rows:,} rows".format_map(self.bounds)
-            raise TooMuch(message, hint)
+            wrong = "has more than {bytes:,} bytes or {rows:,} rows"
+        if wrong:
+            hint = "ask for less: a smaller --limit or --tail, one run or pipeline, nothing that is --full"
+            raise TooMuch(f"the answer {wrong}".format_map(self.bounds), hint)
 
     def count(self, row: sqlite3.Row) -> sqlite3.Row:
         self.rows += 1
@@ -16226,7 +16215,7 @@ class Database:
     def __init__(self, path: str, failed: Callable[[str, BaseException], None]) -> None:
         self.path, self.failed = path, failed
         self.pending: list[Write] = []  # writes of this turn of the loop, for one commit
-        self.inbox: queue.SimpleQueue[list[Write] | None] = queue.SimpleQueue()
+        self.inbox = queue.SimpleQueue[list[Write] | None]()
         self.touched: set[str] = set()  # runs that the transaction under way changes
         self.settle: tuple[Callable[[], Any], ...] = ()  # work that is done at the end of each group of writes
         self.wants_checkpoint = False  # whether the transaction under way ends with a checkpoint
@@ -16246,8 +16235,9 @@ class Database:
             # connection: closing another descriptor of the file ends all locks of this process on it, and the
             # next program to look into the file would delete the WAL in use.
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-            given: Json = {"isolation_level": None, "check_same_thread": False, "cached_statements": 256}
-            self.writer = sqlite3.connect(self.path, **given)
+            self.writer = sqlite3.connect(
+                self.path, isolation_level=None, check_same_thread=False, cached_statements=256
+            )
             thread = threading.Thread(target=self.serve, args=(opened,), name="tau store")
             thread.start()
             opened.result()
@@ -16524,8 +16514,8 @@ def copy_database(
 
 def is_sync_failure(problem: Exception) -> bool:
     """Whether the disk has failed to sync what was written to it."""
-    code = getattr(problem, "sqlite_errorcode", 0)
-    return code in (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC)
+    codes = sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC
+    return getattr(problem, "sqlite_errorcode", 0) in codes
 
 
 def give_up(problem: Exception) -> typing.NoReturn:
@@ -16533,8 +16523,7 @@ def give_up(problem: Exception) -> typing.NoReturn:
 
     Live runs go on.  Only unanswered writes can be missing from what the next daemon reads.
     """
-    text = "the disk has failed to keep the store: %s; taud ends, to be started again"
-    logging.getLogger("tau").critical(text, problem)
+    logging.getLogger("tau").critical("the disk has failed to keep the store: %s; taud ends, to be restarted", problem)
     logging.shutdown()
     os._exit(1)
 
