@@ -14171,6 +14171,10 @@ def run_bounds(ask: Questions, name: str, terms: Json, now: float) -> Iterator[t
         yield from ((name, status, bound) for status in statuses)
 
 
+class Gone(collections.Counter[tuple[str, str]]):
+    """How many rows are deleted: by their kind and, of runs, by their pipeline."""
+
+
 class Retention:
     """Deletes what is old, batch by batch, while the daemon works."""
 
@@ -14178,8 +14182,7 @@ class Retention:
         self.home, self.store, self.owns_home = store.home, store, owns_home
         self.deploying = 0  # deployments under way: they may need folders that no version names yet
         self.lock = asyncio.Lock()  # one prune at a time
-        self.counts = collections.Counter[str]()  # kind → how many rows are deleted
-        self.pipelines = collections.Counter[str]()  # pipeline → how many of its runs
+        self.gone = Gone()  # by the prune under way
 
     async def watch(self) -> None:
         """Prunes as the settings say; if nothing is old, that costs a few queries."""
@@ -14191,8 +14194,7 @@ class Retention:
         ask, bounds = self.store.ask, age_bounds(terms, now)
         async with self.lock:
             before = ask.file_bytes()
-            self.counts.clear()
-            self.pipelines.clear()
+            self.gone.clear()
             await self.remove("log_lines", bounds)
             for name in ask.known_names():
                 await asyncio.sleep(0)  # each pipeline takes several queries: other work goes first
@@ -14205,11 +14207,11 @@ class Retention:
                 await self.remove_memos(bounds["log_id"])
             forced = await self.force(terms["bytes"], now)
             await self.shrink(0 if thorough else FREE_PAGES)
-            counts = {what: self.counts[what] for what in COUNTED}
+            counts = {what: sum(n for (kind, _), n in self.gone.items() if kind == what) for what in COUNTED}
             removed = {**counts, "forced": forced, "bytes_before": before, "bytes_after": ask.file_bytes()}
             if any(counts.values()):
                 await self.store.write(self.store.event, "store.pruned", None, None, removed, actor)
-            pipelines = [{"name": name, "runs": runs} for name, runs in sorted(self.pipelines.items())]
+            pipelines = [{"name": name, "runs": runs} for (_, name), runs in sorted(self.gone.items()) if name]
             return {"dry_run": False, **removed, "pipelines": pipelines}
 
     async def batch(self, work: Callable[..., Answer], *arguments: Any) -> Answer:
@@ -14224,11 +14226,11 @@ class Retention:
         """Deletes rows beyond their bounds, oldest first, while the database has more than *most* bytes."""
         table, _, where = PRUNED[what]
         some = f"SELECT 1 FROM {table} WHERE {where} LIMIT 1"
-        ask, going = self.store.ask, Removal(self.store)
-        while (after := going.after) is not None and ask.used_bytes() > most and ask.value(some, **bounds, after=after):
-            await self.batch(going.some, what, bounds, after)
-            self.counts.update(going.counts)
-            self.pipelines.update(going.pipelines)
+        ask = self.store.ask
+        after: str | None = ""
+        while after is not None and ask.used_bytes() > most and ask.value(some, **bounds, after=after):
+            gone, after = await self.batch(self.delete_some, what, bounds, after)
+            self.gone.update(gone)
 
     async def remove_folders(self) -> None:
         """Deletes what no version needs in the directories of sources and virtual environments."""
@@ -14247,9 +14249,9 @@ class Retention:
         """Deletes more if the database has more than *most* bytes, and returns what."""
         forced: list[str] = []
         for what, kind, age in FORCED:
-            used, before, bound = self.store.ask.used_bytes(), self.counts.total(), id_at(now - age)
+            used, before, bound = self.store.ask.used_bytes(), self.gone.total(), id_at(now - age)
             await self.remove(kind, {"log_id": bound, "run_id": bound, "young_at": rfc3339(now - age)}, most)
-            if self.counts.total() > before:
+            if self.gone.total() > before:
                 forced.append(f"{what} older than {duration_text(age)}")
                 data = {"what": what, "older_than_s": age, "bytes": used, "most_bytes": most}
                 await self.store.write(self.store.event, "retention.forced", None, None, data)
@@ -14260,29 +14262,33 @@ class Retention:
     async def shrink(self, free: int) -> None:
         """Shrinks the file to *free* free pages; then the WAL is taken into it."""
         if self.store.ask.free_pages() > free:
-            while await self.batch(Removal(self.store).pages, free) > free:
+            while await self.batch(self.free_pages, free) > free:
                 pass
             await self.store.write(self.store.database.want_checkpoint)
 
+    # A batch of work on the writer's thread, for PRUNE_S at most.
 
-class Removal:
-    """Deletes a batch.  Its methods run on the writer's thread, for PRUNE_S at most."""
+    def delete_some(self, what: str, bounds: Json, after: str | None) -> tuple[Gone, str | None]:
+        """Deletes as much as time allows; of runs, those with an id above *after*, with all that belongs to them.
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.after: str | None = ""  # the id after which there may be more to delete; None if nothing is left
+        Returns what is gone, and after which id there may be more; None if nothing is left.
+        """
+        gone, until = Gone(), time.monotonic() + PRUNE_S
+        table, key, where = PRUNED[what]
+        some = f"SELECT {key} FROM {table} WHERE {where} ORDER BY {key} LIMIT {PRUNE_AT_ONCE}"
+        while after is not None and time.monotonic() < until:
+            if "runs" not in what:
+                after = after if self.delete(gone, what, PRUNED[what], bounds) else None
+                continue
+            run_ids = self.store.sql.values(some, **bounds, after=after)
+            about = {"run_ids": encode_json(run_ids)}
+            if not any(self.delete(gone, owned, place, about) for owned, place in OWNED.items()):
+                pipelines = self.store.sql.values(f"DELETE FROM runs WHERE {OF_RUNS} RETURNING pipeline", **about)
+                gone.update(("runs", name) for name in pipelines)
+                after = run_ids[-1] if run_ids else None
+        return gone, after
 
-    def some(self, what: str, bounds: Json, after: str) -> None:
-        """Deletes as much as time allows; of runs, those with an id above *after*.  Called again after a rollback."""
-        self.counts, self.pipelines, self.after = collections.Counter[str](), list[str](), after
-        remove, until = self.runs if "runs" in what else self.rows, time.monotonic() + PRUNE_S
-        while self.after is not None and time.monotonic() < until:
-            self.after = remove(what, bounds | {"after": self.after})
-
-    def rows(self, what: str, bounds: Json) -> str | None:
-        return "" if self.delete(what, PRUNED[what], bounds) else None
-
-    def delete(self, what: str, place: tuple[str, str, str], values: Json) -> bool:
+    def delete(self, gone: Gone, what: str, place: tuple[str, str, str], values: Json) -> bool:
         """Deletes the next rows of one kind, and returns whether there may be more.
 
         Attempts that lose log lines count all of theirs as dropped.
@@ -14291,7 +14297,7 @@ class Removal:
         some = f"SELECT {key} FROM {table} WHERE {where} LIMIT {PRUNE_ROWS}"
         statement = f"DELETE FROM {table} WHERE ({key}) IN ({some}) RETURNING {key}"
         keys = self.store.db.execute(statement, values).fetchall()
-        self.counts[what] += len(keys)
+        gone[what, ""] += len(keys)
         if what == "log_lines":
             dropped = "UPDATE attempts SET log_dropped = log_lines WHERE run_id = ? AND attempt = ?"
             self.store.db.executemany(dropped, {key[:2] for key in keys})
@@ -14300,19 +14306,7 @@ class Removal:
             self.store.remember("pruned", max(last, self.store.sql.remembered("pruned") or 0))
         return len(keys) == PRUNE_ROWS
 
-    def runs(self, what: str, bounds: Json) -> str | None:
-        """Deletes what belongs to the next runs, then the runs; many rows take several calls."""
-        table, key, where = PRUNED[what]
-        some = f"SELECT {key} FROM {table} WHERE {where} ORDER BY {key} LIMIT {PRUNE_AT_ONCE}"
-        run_ids = self.store.sql.values(some, **bounds)
-        about = {"run_ids": encode_json(run_ids)}
-        if any(self.delete(owned, place, about) for owned, place in OWNED.items()):
-            return self.after
-        self.pipelines += self.store.sql.values(f"DELETE FROM runs WHERE {OF_RUNS} RETURNING pipeline", **about)
-        self.counts["runs"] += len(run_ids)
-        return run_ids[-1] if run_ids else None
-
-    def pages(self, most: int) -> int:
+    def free_pages(self, most: int) -> int:
         """Gives free pages back to the file system, and returns how many are left."""
         until = time.monotonic() + PRUNE_S
         while (left := self.store.sql.free_pages()) > most and time.monotonic() < until:
@@ -16414,11 +16408,10 @@ def examine(path: str) -> int:
 
     Raises Conflict, with what can be done about it, if the database cannot be used.
     """
-    log = path + "-wal"
-    waiting = os.path.getsize(log) if os.path.exists(log) else 0
-    if not os.path.exists(path) or os.path.getsize(path) == 0:
-        if waiting:  # SQLite would delete the WAL
-            raise unusable(path, "it is gone or empty, but newer data is still in its -wal")
+    size, waiting = (os.path.getsize(it) if os.path.exists(it) else 0 for it in (path, f"{path}-wal"))
+    if not size and waiting:  # SQLite would delete the WAL
+        raise unusable(path, "it is gone or empty, but newer data is still in its -wal")
+    if not size:
         return 0
     try:
         with contextlib.closing(read_only(path)) as db:
