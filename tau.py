@@ -7345,14 +7345,12 @@ async def save_secret(call: Call, name: str, data: bytes | None) -> Json:
     folder, environ = call.room().secrets
     path = secret_path(folder, name)
     changed = read_bytes(path) != data
-    try:
+    with disk_errors(path):
         if data is None:
             remove_file(path)
         else:
             make_directory(os.path.dirname(path))
             await asyncio.to_thread(replace_file, path, data)
-    except OSError as problem:
-        raise disk_error(path, problem) from None
     if changed:
         about = {"name": full_name(name, call.caller.home)}
         await call.write(call.store.event, "secret.set" if data else "secret.removed", None, None, about)
@@ -14352,8 +14350,7 @@ def check_target(path: str, database: str, force: bool) -> None:
         same = os.path.exists(path) and os.path.exists(ours) and os.path.samefile(path, ours)
         if same or os.path.realpath(path) == os.path.realpath(ours):
             raise Conflict(f"{path} is a file of the store", "give another name")
-    if not os.path.isdir(os.path.dirname(path)):
-        folder = os.path.dirname(path)
+    if not os.path.isdir(folder := os.path.dirname(path)):
         raise Conflict(f"there is no directory {folder}", shell_line("mkdir", "-p", folder))
     if not os.path.lexists(path):
         return
@@ -14372,7 +14369,8 @@ def write_copy(database: str, path: str, namespace: str | None = None) -> Json:
         check_sources(copy, database, "`tau deploy` what it names again")
         return count_copy(copy)
 
-    return {"file": path} | copy_database(database, path, finish, shared=True) | {"bytes": os.path.getsize(path)}
+    counts = copy_database(database, path, finish, shared=True)
+    return {"file": path, **counts, "bytes": os.path.getsize(path)}
 
 
 def reduce_to(copy: sqlite3.Connection, name: str) -> None:
@@ -14522,8 +14520,8 @@ def adopt(copy: sqlite3.Connection, schema: int, path: str) -> None:
         if {*ours.execute(own)} != {*copy.execute(own)}:
             raise Conflict(f"{path} has another schema than Tau's", RESTORE_HINT)
     upgrade(copy, schema)
-    if (row := copy.execute("PRAGMA foreign_key_check").fetchone()) is not None:
-        message = f"{path} is not whole: a row of {row[0]} refers to a row of {row[2]} that is missing"
+    for table, _, other, _ in copy.execute("PRAGMA foreign_key_check"):
+        message = f"{path} is not whole: a row of {table} refers to a row of {other} that is missing"
         raise Conflict(message, RESTORE_HINT)
     for table, part in PATH_PARTS:
         if copy.execute(f"SELECT 1 FROM {table} WHERE {UNUSUAL.format(part)} LIMIT 1").fetchone():
@@ -14627,7 +14625,7 @@ class Store:
             raise unusable(self.database.path, f"it is empty, but {self.home} holds {len(left)} deployed sources")
         self.database.open(loop)
         self.use(self.database.writer)
-        self.ask = Questions(self.database.reader)
+        self.ask: Questions = Questions(self.database.reader)
         newest = self.ask.value("SELECT max(run_id) FROM runs")
         self.last_id = read_id(newest) if newest else 0
 
@@ -15125,10 +15123,8 @@ class Store:
         if runs := job.pop("upstream"):
             named = {short_name(name, namespace_of(job["pipeline"])): run_id for name, run_id in runs.items()}
             path = os.path.join(self.home, "runs", f"{stem}.upstream")
-            try:  # large results would hold up other runs on their way
+            with disk_errors(path):  # large results would hold up other runs on their way
                 replace_file(path, self.sql.value(UPSTREAM, encode_json(named)).encode(), durable=False)
-            except OSError as problem:
-                raise disk_error(path, problem) from None
         return {"kind": "run", "stem": stem, "run_id": run_id, "attempt": attempt, **job}
 
     def add_trace(self, run_id: str, attempt: int, records: list[Json], state: Json) -> None:
@@ -16224,7 +16220,7 @@ class Database:
         """Opens or creates the file, and starts its writer."""
         self.loop = loop
         opened = concurrent.futures.Future[None]()
-        try:
+        with disk_errors(self.path):
             # SQLite would take the umask's mode for the file, -wal and -shm.  This must come before there is a
             # connection: closing another descriptor of the file ends all locks of this process on it, and the
             # next program to look into the file would delete the WAL in use.
@@ -16235,8 +16231,6 @@ class Database:
             thread = threading.Thread(target=self.serve, args=(opened,), name="tau store")
             thread.start()
             opened.result()
-        except (OSError, sqlite3.Error) as problem:
-            raise disk_error(self.path, problem) from None
         self.thread = thread
 
     def close(self) -> None:
@@ -16413,11 +16407,8 @@ def examine(path: str) -> int:
         raise unusable(path, "it is gone or empty, but newer data is still in its -wal")
     if not size:
         return 0
-    try:
-        with contextlib.closing(read_only(path)) as db:
-            return check_schema(path, Sql(db))
-    except sqlite3.DatabaseError as problem:
-        raise disk_error(path, problem) from None
+    with disk_errors(path), contextlib.closing(read_only(path)) as db:
+        return check_schema(path, Sql(db))
 
 
 def upgrade(db: sqlite3.Connection, schema: int) -> None:
@@ -16459,6 +16450,14 @@ def disk_error(path: str, problem: Exception) -> TauError:
     return Conflict(f"{path} cannot be written: {why}", hint)
 
 
+@contextlib.contextmanager
+def disk_errors(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, sqlite3.Error) as problem:
+        raise disk_error(path, problem) from None
+
+
 def restore_hint(path: str) -> str:
     """Returns the hint for an unusable database: how to restore its newest backup."""
     beside, backups = f"{path}.before-v", os.path.join(os.path.dirname(path), BACKUPS, "")
@@ -16492,17 +16491,18 @@ def copy_database(
 
     *finish* may change the copy; its answer is returned.  A copy in steps would begin anew at each commit.
     """
-    try:
-        with Replacement(path) as file, contextlib.closing(sqlite3.connect(file.name, isolation_level=None)) as copy:
-            with contextlib.closing(read_only(source, shared)) as db:
-                db.backup(copy)
-            copy.execute("PRAGMA journal_mode = DELETE")  # without a WAL, it is one file
-            answer = finish(copy)
-            if (damage := find_damage(copy)) is not None:
-                raise sqlite3.DatabaseError(f"the copy is damaged: {damage}")
-            return answer
-    except (OSError, sqlite3.Error) as problem:
-        raise disk_error(path, problem) from None
+    with (
+        disk_errors(path),
+        Replacement(path) as file,
+        contextlib.closing(sqlite3.connect(file.name, isolation_level=None)) as copy,
+    ):
+        with contextlib.closing(read_only(source, shared)) as db:
+            db.backup(copy)
+        copy.execute("PRAGMA journal_mode = DELETE")  # without a WAL, it is one file
+        answer = finish(copy)
+        if (damage := find_damage(copy)) is not None:
+            raise sqlite3.DatabaseError(f"the copy is damaged: {damage}")
+    return answer
 
 
 def is_sync_failure(problem: Exception) -> bool:
