@@ -14163,8 +14163,11 @@ def age_bounds(terms: Json, now: float) -> Json:
 
 def run_bounds(ask: Questions, name: str, terms: Json, now: float) -> Iterator[tuple[str, str, str]]:
     """Yields a pipeline's name, each final status, and the id below which such runs are deleted."""
+    newest = "SELECT run_id FROM runs WHERE pipeline = :name AND status = '{}' ORDER BY run_id DESC LIMIT :n"
     for statuses, age in AGES:
-        beyond = ask.nth_run(name, statuses, terms["runs"])
+        parts = " UNION ALL ".join(f"SELECT * FROM ({newest.format(status)})" for status in statuses)
+        nth = f"{parts} ORDER BY run_id DESC LIMIT 1 OFFSET :n - 1"
+        beyond = ask.value(nth, name=name, n=terms["runs"])
         bound = min(max(id_at(now - terms[age]), beyond or ""), id_at(now - terms["young_s"]))
         yield from ((name, status, bound) for status in statuses)
 
@@ -15883,14 +15886,6 @@ class Questions(Sql):
     def free_pages(self) -> int:
         return int(self.value("PRAGMA freelist_count"))
 
-    def nth_run(self, name: str, statuses: Sequence[str], number: int) -> str | None:
-        """Returns the n-th newest run of a pipeline that has one of these statuses; None if there are fewer."""
-        newest = "SELECT run_id FROM (SELECT run_id FROM runs WHERE pipeline = ? AND status = ?"
-        parts = " UNION ALL ".join([f"{newest} ORDER BY run_id DESC LIMIT {number})"] * len(statuses))
-        values = [value for status in statuses for value in (name, status)]
-        run_id: str | None = self.value(f"{parts} ORDER BY run_id DESC LIMIT 1 OFFSET {number - 1}", *values)
-        return run_id
-
     # Schedules.
 
     def schedule(self, name: str, undeployed: bool = False) -> Json:
@@ -16169,18 +16164,17 @@ LAST_LINES = """
 
 
 #: Decisions about ticks, with the status of their runs.
-DECISIONS = (
-    "SELECT e.at, e.type, e.data, e.scheduled_for, e.run_id, r.status FROM events e LEFT JOIN runs r"
-    " ON r.run_id = coalesce(e.run_id, json_extract(e.data, '$.run_id'))"
-    " WHERE e.pipeline = ? AND e.scheduled_for > ''"
-)
+DECISIONS = """
+    SELECT e.scheduled_for, substr(e.type, instr(e.type, '.') + 1) AS decision, e.at AS decided_at, e.data,
+    coalesce(e.run_id, json_extract(e.data, '$.run_id')) AS run_id, coalesce(r.status, 'forgotten') AS status
+    FROM events e LEFT JOIN runs r ON r.run_id = coalesce(e.run_id, json_extract(e.data, '$.run_id'))
+    WHERE e.pipeline = ? AND e.scheduled_for > ''
+"""
 
 
-def decision_document(event: Json) -> Json:
-    document = {"scheduled_for": event["scheduled_for"], "decision": event["type"].partition(".")[2]}
-    document |= {"decided_at": event["at"], **event["data"]}
-    run_id = event["run_id"] or document.get("run_id")
-    return document | {"run_id": run_id, "status": event["status"] or "forgotten"} if run_id else document
+def decision_document(decision: Json) -> Json:
+    about = pick(decision, "run_id", "status") if decision["run_id"] else {}
+    return {**pick(decision, "scheduled_for", "decision", "decided_at"), **decision["data"], **about}
 
 
 # --- 39. Database -------------------------------------------------------------------------
