@@ -14747,8 +14747,7 @@ class Store:
     def begin_heal(self, name: str, healing: Json, actor: str) -> Json:
         """Claims the latest open incident of a pipeline for an agent.  Conflict at a bound of [heal]."""
         self.sql.known(name)
-        open_ = "SELECT * FROM incidents WHERE pipeline = ? AND status = 'open' ORDER BY last_at DESC LIMIT 1"
-        if (row := self.sql.row(open_, name)) is None:
+        if (row := self.sql.row(LAST_OPEN, name)) is None:
             raise NotFound(f"'{name}' has no open incident", shell_line("tau", "errors", name, "--all"))
         if paused := self.sql.remembered(HEALING):
             raise Conflict(f"healing is paused since {paused['paused_at']}", "tau resume --healing")
@@ -14758,8 +14757,7 @@ class Store:
         attempt = f"heal-{os.urandom(6).hex()}"
         self.claim(row["incident"], healing["time_s"] + 60, attempt, actor)
         self.sql.put("heals", {"attempt": attempt, **pick(row, "incident", "pipeline"), "began_at": self.now()})
-        about = {"attempt": attempt, "incident": row["incident"], "run_id": row["last_run"]}
-        about["version"] = self.sql.value("SELECT version FROM pipelines WHERE name = ?", name)
+        about = {"attempt": attempt, **pick(row, "incident", "run_id", "version")}
         self.event("heal.began", name, None, about, actor)
         return about | {"pipeline": name}
 
@@ -15248,6 +15246,11 @@ NAMED_IN = (
 )
 #: What else has the name of a pipeline or of a key.
 NAMED_TOO = (("heals", "pipeline"), ("events", "pipeline"), ("dead_letters", "pipeline"), ("keys", "name"))
+#: The latest open incident of a pipeline, with the version that is live.
+LAST_OPEN = """
+    SELECT incident, pipeline, last_run AS run_id, version FROM incidents JOIN pipelines ON name = pipeline
+    WHERE pipeline = ? AND status = 'open' ORDER BY last_at DESC LIMIT 1
+"""
 #: A bound of [heal] → the attempts that it counts.
 HEALS_COUNTED = {
     "attempts": "incident = :incident AND began_at > (SELECT first_at FROM incidents WHERE incident = h.incident)",
@@ -15688,14 +15691,10 @@ class Questions(Sql):
 
     def evidence(self, run_id: str) -> Json:
         """Returns a run, the circumstances of its last attempt, and step path → what the first such step saw."""
-        run = pick(self.run(run_id), "run_id", "pipeline", "version", "attempt", "params", "finished_at")
-        which = run_id, run.pop("attempt")
-        attempt = self.row("SELECT process, circumstances FROM attempts WHERE run_id = ? AND attempt = ?", *which) or {}
-        known = self.row("SELECT data FROM circumstances WHERE sha256 = ?", attempt.get("circumstances"))
-        secrets = (attempt.get("process") or {}).get("secrets")
-        run["secrets"] = secrets if isinstance(secrets, dict) else {}  # an older Tau has kept their names only
-        run["steps"] = {step["path"]: step for step in self.rows(EVIDENCE, *which, DESCRIBED_MAX)}
-        return run | (known["data"] if known else {"python": None})
+        run = self.row(WITNESS, run_id) or self.run(run_id)
+        known = run.pop("data") or {"python": None}
+        steps = self.rows(EVIDENCE, run_id, run.pop("attempt"), DESCRIBED_MAX)
+        return run | {"steps": {step["path"]: step for step in steps}} | known
 
     def secret_reader(self, name: str, secret: str) -> Json | None:
         """Returns the last of a pipeline's newest runs that has read a secret, and where that was found."""
@@ -16002,6 +16001,13 @@ LATE = """(
         WHEN held IS NULL AND expect_at IS NULL AND json_extract(options, '$.expect_success_within_s') > 0
         THEN 'overdue' ELSE (SELECT substr(type, 6) FROM events e WHERE e.pipeline = s.pipeline AND scheduled_for > ''
         ORDER BY scheduled_for DESC, seq DESC LIMIT 1) END AS what FROM schedules s WHERE held IS NOT 'undeployed')"""
+#: A run, the secrets that its last attempt has read, and the circumstances of that.
+WITNESS = """
+    SELECT run_id, pipeline, version, attempt, params, r.finished_at,
+    CASE WHEN json_type(process, '$.secrets') = 'object' THEN process -> '$.secrets' ELSE '{}' END AS secrets, c.data
+    FROM runs r LEFT JOIN attempts a USING (run_id, attempt) LEFT JOIN circumstances c ON c.sha256 = a.circumstances
+    WHERE run_id = ?  -- an older Tau has kept only the names of secrets
+"""
 #: What the steps of an attempt have seen, the last ones first; cut, as one run must not fill the answer about another.
 EVIDENCE = """
     WITH seen AS (
