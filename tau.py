@@ -14236,8 +14236,8 @@ class Retention:
     async def remove_folders(self) -> None:
         """Deletes what no version needs in the directories of sources and virtual environments."""
         for name, needed in NEEDED.items():
-            known = None if self.deploying else {*self.store.ask.values(needed)}
-            for path in () if known is None else sweep(os.path.join(self.home, name), known):
+            known = {*self.store.ask.values(needed)}
+            for path in () if self.deploying else sweep(os.path.join(self.home, name), known):
                 await asyncio.to_thread(remove_tree, path)
 
     async def remove_memos(self, log_id: str) -> None:
@@ -14341,8 +14341,8 @@ def foresee(path: str, terms: Json, now: float) -> Json:
 
 def sweep_copies(home: str) -> None:
     """Removes the unfinished copies that a crash left in the home."""
-    for folder in (home, os.path.join(home, BACKUPS)):
-        for path in glob.iglob(os.path.join(glob.escape(folder), ".tau-*.part*")):
+    for folder in ("", BACKUPS):
+        for path in glob.iglob(os.path.join(glob.escape(home), folder, ".tau-*.part*")):
             remove_tree(path)
 
 
@@ -14965,11 +14965,8 @@ class Store:
         return self.sql.values(f"DELETE FROM runs WHERE run_id IN ({some}) RETURNING run_id", own)
 
     def remove_namespace(self, name: str, actor: str) -> None:
-        own = f"{name}/*"
-        for pipeline in self.sql.values("SELECT name FROM pipelines WHERE name GLOB ?", own):
-            self.delete_pipeline(pipeline)
-        for table, column in NAMED_TOO:
-            self.db.execute(f"DELETE FROM {table} WHERE {column} GLOB ?", (own,))
+        for table, column in (*NAMED_IN, *NAMED_TOO):
+            self.db.execute(f"DELETE FROM {table} WHERE {column} GLOB ?", (f"{name}/*",))
         for table, column in (("totals", "namespace"), ("namespaces", "name")):
             self.db.execute(f"DELETE FROM {table} WHERE {column} = ?", (name,))
         self.event("namespace.removed", None, None, {"name": name}, actor)
@@ -15648,9 +15645,10 @@ class Questions(Sql):
 
     def only_run(self, several: str, condition: str, *values: str) -> str | None:
         """Returns the only run of a condition, None without one.  If there are *several*, BadRequest lists them."""
-        rows = self.rows(f"SELECT run_id, pipeline, status FROM runs {condition} ORDER BY run_id LIMIT 11", *values)
+        told = "run_id || ' (' || pipeline || ' ' || status || ')' AS told"
+        rows = self.rows(f"SELECT run_id, {told} FROM runs {condition} ORDER BY run_id LIMIT 11", *values)
         if len(rows) > 1:
-            names = [f"{row['run_id']} ({row['pipeline']} {row['status']})" for row in rows]
+            names = [row["told"] for row in rows]
             raise BadRequest(several, ", ".join([*names[:10], "…"] if len(names) > 10 else names))
         return rows[0]["run_id"] if rows else None
 
@@ -16557,10 +16555,9 @@ def write_sources(sources: Sources, folder: str) -> None:
 def state_of(paths: Iterable[str]) -> list[tuple[str, int, int, int]]:
     """Returns what changes when anything at these paths does: sizes, and times that no program can set."""
     try:
-        found = [(path, os.lstat(path)) for path in paths]
+        return [(path, (it := os.lstat(path)).st_ino, it.st_size, it.st_ctime_ns) for path in paths]
     except OSError:  # somebody is changing it
         return []
-    return [(path, status.st_ino, status.st_size, status.st_ctime_ns) for path, status in found]
 
 
 class Unpacked:
@@ -16639,8 +16636,7 @@ def check_header(header: Json) -> None:
         raise BadRequest("the header's dependencies must be a list of requirements")
     wanted = header.get("requires-python", "")
     if not admits(wanted, sys.version_info[:3]):
-        mine = ".".join(map(str, sys.version_info[:3]))
-        raise BadRequest(f"the header requires Python {wanted}, taud runs on {mine}")
+        raise BadRequest(f"the header requires Python {wanted}, taud runs on {sys.version.split()[0]}")
 
 
 def admits(wanted: str, mine: tuple[int, ...]) -> bool:
@@ -16748,8 +16744,8 @@ async def run_to_end(
     *limit* names the longest time that it may take; *stdin* is the file that it reads.
     """
     environ = {**allowed_environment(os.environ), "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
-    pipe, null, both = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL, asyncio.subprocess.STDOUT
-    given: Json = {"stdin": stdin or null, "stdout": pipe, "stderr": both, "env": environ, "start_new_session": True}
+    given: Json = {"stdin": stdin or subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    given |= {"env": environ, "start_new_session": True}
     starting = asyncio.ensure_future(asyncio.create_subprocess_exec(*words, **given, limit=FILE_BYTES_MAX))
     try:
         process = await asyncio.shield(starting)
