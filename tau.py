@@ -15744,8 +15744,7 @@ class Questions(Sql):
     def late(self, limit: int, among: Among) -> list[Json]:
         """Returns the pipelines of which less has happened than should."""
         what = "what IN ('invalid', 'late', 'overdue', 'missed', 'dropped', 'skipped')"
-        source = LATE.replace(":now", repr(rfc3339(time.time() - LATE_S)))
-        return self.page("pipeline, what, at", source, {what: (), AMONG: among}, "at DESC", limit)[0]
+        return self.page("pipeline, what, at", LATE, {what: (), AMONG: among}, "at DESC", limit)[0]
 
     def calendar(self, limit: int, among: Among, name: str | None) -> Page:
         """Returns the schedules of deployed pipelines, and how many there are."""
@@ -15993,9 +15992,9 @@ DAILY = """
         AND r.run_id >= (SELECT min(begin) FROM days))
 """
 #: Pipelines of which less has happened than should: a tick that nobody decides or that did not run, no success in time.
-LATE = """(
+LATE = f"""(
     SELECT pipeline, coalesce(next_at, watermark_at) AS at, CASE WHEN held = 'invalid' THEN held
-        WHEN due_at < :now THEN 'late'
+        WHEN due_at < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-{LATE_S} seconds') THEN 'late'
         WHEN held IS NULL AND expect_at IS NULL AND json_extract(options, '$.expect_success_within_s') > 0
         THEN 'overdue' ELSE (SELECT substr(type, 6) FROM events e WHERE e.pipeline = s.pipeline AND scheduled_for > ''
         ORDER BY scheduled_for DESC, seq DESC LIMIT 1) END AS what FROM schedules s WHERE held IS NOT 'undeployed')"""
@@ -16203,7 +16202,7 @@ class Database:
     def __init__(self, path: str, failed: Callable[[str, BaseException], None]) -> None:
         self.path, self.failed = path, failed
         self.pending: list[Write] = []  # writes of this turn of the loop, for one commit
-        self.inbox = queue.SimpleQueue[list[Write] | None]()
+        self.inbox: queue.SimpleQueue[list[Write] | None] = queue.SimpleQueue()
         self.touched: set[str] = set()  # runs that the transaction under way changes
         self.settle: tuple[Callable[[], Any], ...] = ()  # work that is done at the end of each group of writes
         self.wants_checkpoint = False  # whether the transaction under way ends with a checkpoint
