@@ -15120,9 +15120,10 @@ class Store:
         (job,) = self.sql.rows(JOB, run_id)
         if runs := job.pop("upstream"):
             named = {short_name(name, namespace_of(job["pipeline"])): run_id for name, run_id in runs.items()}
+            text = self.sql.value(UPSTREAM, encode_json(named))
             path = os.path.join(self.home, "runs", f"{stem}.upstream")
             with disk_errors(path):  # large results would hold up other runs on their way
-                replace_file(path, self.sql.value(UPSTREAM, encode_json(named)).encode(), durable=False)
+                replace_file(path, text.encode(), durable=False)
         return {"kind": "run", "stem": stem, "run_id": run_id, "attempt": attempt, **job}
 
     def add_trace(self, run_id: str, attempt: int, records: list[Json], state: Json) -> None:
@@ -15285,8 +15286,8 @@ SEEN_STEPS = """
 """
 #: The results of the runs in an object, by name.
 UPSTREAM = """
-    SELECT json_group_object(key, json_object('run_id', value, 'result', json(coalesce(result, 'null'))))
-    FROM json_each(?) LEFT JOIN runs ON run_id = value
+    SELECT json_group_object(u.key, json_object('run_id', value, 'result', json(coalesce(result, 'null'))))
+    FROM json_each(?) u LEFT JOIN runs ON run_id = value
 """
 JOB = f"""
     SELECT r.pipeline, r.version, r.params, r.scheduled_for, r.upstream, r.resume_from, s.state, b.seen,
