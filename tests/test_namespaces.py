@@ -469,6 +469,6 @@ def test_a_pipeline_shares_with_all(home: Tau) -> None:
 
 
 def test_a_namespace_that_is_refused_is_not_made(fresh: Tau) -> None:
-    for option in (("--connections", "nowhere"), ("--executor", "nowhere")):
-        assert "nowhere" in fresh("namespace", "create", "acme", *option, exit=2)["message"]
+    for option in (("--connection", "nowhere"), ("--executor", "nowhere")):
+        assert "'nowhere'" in fresh("namespace", "create", "acme", *option, exit=2)["message"]
         assert "acme" not in {row["name"] for row in fresh("namespace", "list")["namespaces"]}
