@@ -14614,7 +14614,7 @@ class Store:
         self.home, self.settings, self.clock = home, settings, clock or Clock()
         self.metrics = Metrics()
         self.database = Database(database_path(settings["url"], home), self.metrics.failed)
-        self.on_finish: Callable[[str, str, str], None] = lambda pipeline, run_id, status: None  # in the same commit
+        self.on_finish: Callable[[str, str, str], None] = lambda *run: None  # name, id and status; in the same commit
         self.last_id = 0  # the newest run id as a number: ids never repeat or go back
         self.shares = Shares()
         self.disk: dict[str, int] = {}  # namespace → what it took of the disk when that was measured
@@ -16191,10 +16191,11 @@ GROUP_MAX = 512
 #: SQLite asks after this many steps of a query whether it shall go on.
 PROGRESS_STEPS = 10_000
 
-SETTINGS_OF_SQLITE = (
-    *("journal_mode = WAL", "synchronous = FULL", "busy_timeout = 5000", "foreign_keys = ON", "trusted_schema = OFF"),
-    *("journal_size_limit = 67108864", "temp_store = MEMORY", "mmap_size = 0", "fullfsync = 1"),
-)
+SETTINGS_OF_SQLITE = """
+    PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON;
+    PRAGMA trusted_schema = OFF; PRAGMA journal_size_limit = 67108864; PRAGMA temp_store = MEMORY;
+    PRAGMA mmap_size = 0; PRAGMA fullfsync = 1;
+"""
 
 
 class Database:
@@ -16207,7 +16208,7 @@ class Database:
         self.touched: set[str] = set()  # runs that the transaction under way changes
         self.settle: tuple[Callable[[], Any], ...] = ()  # work that is done at the end of each group of writes
         self.wants_checkpoint = False  # whether the transaction under way ends with a checkpoint
-        self.on_settled: Callable[..., Any] = lambda *answers: ()  # on the writer's thread, with what `settle` returned
+        self.on_settled: Callable[..., Any]  # on the writer's thread, with what `settle` returned
         self.on_commit: Callable[..., None] = lambda run_ids, *due: None  # on the loop, with changed runs and due work
         self.thread: threading.Thread | None = None
         self.readers: list[sqlite3.Connection] = []  # of threads that read; none of them is in use
@@ -16385,8 +16386,7 @@ class Database:
 def set_up(db: sqlite3.Connection) -> sqlite3.Connection:
     if db.execute("PRAGMA page_count").fetchone()[0] == 0:
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only before the first table
-    for setting in SETTINGS_OF_SQLITE:
-        db.execute(f"PRAGMA {setting}")
+    db.executescript(SETTINGS_OF_SQLITE)
     return db
 
 

@@ -38,7 +38,7 @@ def endless(ctx):
 #: The daemon, after the words that are put before its start.
 SERVE = "import sys, tau\n{}\nsys.exit(tau.taud())"
 ANOTHER_BOOT = "tau.boot_id = lambda: 'another'"
-CARELESS = "tau.SETTINGS_OF_SQLITE = tuple(one.replace('FULL', 'NORMAL') for one in tau.SETTINGS_OF_SQLITE)"
+CARELESS = "tau.SETTINGS_OF_SQLITE = tau.SETTINGS_OF_SQLITE.replace('FULL', 'NORMAL')"
 
 
 class Power:
