@@ -14726,9 +14726,9 @@ class Store:
         """Gives an incident to a holder for a time, 0 gives it back.  Conflict if it is another's."""
         row, now = self.sql.incident(word), self.now()
         if (row["claimed_until"] or "") > now and row["claimed_by"] != holder:
-            held = pick(row, *CLAIM)
-            message = f"{held['claimed_by']} works on {word} until {held['claimed_until']}"
-            raise Conflict(message, f"after that; {shell_line('tau', 'inspect', word)} shows what is known", **held)
+            message = "{claimed_by} works on {incident} until {claimed_until}".format_map(row)
+            hint = f"after that; {shell_line('tau', 'inspect', word)} shows what is known"
+            raise Conflict(message, hint, **pick(row, *CLAIM))
         held = {"claimed_by": holder, "claimed_until": self.now(for_s)} if for_s else dict.fromkeys(CLAIM)
         self.sql.set("incidents", {"incident": word}, **held)
         kind = "claim.begun" if for_s else "claim.ended"
@@ -15773,14 +15773,15 @@ class Questions(Sql):
         self.db.execute("BEGIN")
         with self.db:  # one snapshot for all queries
             run = self.run(run_id)
-            which = (run_id, run["attempt"] if number is None else number)
+            number = run["attempt"] if number is None else number
+            which = run_id, number
             of_attempt = "WHERE run_id = ? AND attempt = ?"
             attempt = self.row(f"SELECT * FROM attempts {of_attempt}", *which)
-            if attempt is None and which[1] != run["attempt"]:
+            if attempt is None and number != run["attempt"]:
                 hint = f"`{shell_line('tau', 'inspect', run_id)}` lists them"
                 raise NotFound(f"run {run_id} has no attempt {number}", hint)
             most = -1 if full else DESCRIBED_MAX
-            steps = self.rows(SOME_STEPS, run_id=run_id, attempt=which[1], most=most)
+            steps = self.rows(SOME_STEPS, run_id=run_id, attempt=number, most=most)
             tail = self.rows(f"SELECT * FROM logs {of_attempt} ORDER BY n DESC LIMIT {LOG_TAIL}", *which)
             observed = self.rows(f"SELECT * FROM observations {of_attempt} ORDER BY n DESC LIMIT ?", *which, most)
         return run, attempt, steps, tail[::-1], observed[::-1]
@@ -15859,15 +15860,16 @@ class Questions(Sql):
 
     def events(self, since: int | None, limit: int, among: Among, types: list[str], pipeline: str | None) -> Json:
         """Returns the first events after *since*, or the last ones, and whether some are deleted."""
-        last, is_tail = self.last_event(), since is None  # later ones are for the next question
+        last = self.last_event()  # later ones are for the next question
         conditions = {"seq <= ?": last, "seq > ?": since, f"({AMONG} OR {OF_ALL})": among, "pipeline = ?": pipeline}
         condition, values = where({**conditions, f"{FULL_TYPE} IN (SELECT value FROM json_each(?))": types})
-        order = "seq DESC" if is_tail else "seq"
-        rows = self.rows(f"SELECT {EVENT_COLUMNS} FROM events{condition} ORDER BY {order} LIMIT ?", *values, limit + 1)
-        more, rows = len(rows) > limit and not is_tail, rows[:limit]
-        answer: Json = {"events": rows[::-1] if is_tail else rows, "next": rows[-1]["seq"] if more else last}
-        deleted = self.remembered("pruned") or 0
-        if since is not None and not deleted <= since <= last:
+        some = f"SELECT {EVENT_COLUMNS} FROM events{condition} ORDER BY seq"
+        if since is None:
+            return {"events": self.rows(f"{some} DESC LIMIT ?", *values, limit)[::-1], "next": last}
+        rows = self.rows(f"{some} LIMIT ?", *values, limit + 1)
+        more, deleted = len(rows) > limit, self.remembered("pruned") or 0
+        answer: Json = {"events": rows[:limit], "next": rows[limit - 1]["seq"] if more else last}
+        if not deleted <= since <= last:
             answer |= {"gap": True, "first": deleted + 1}
         return answer | ({"more": True} if more else {})
 
