@@ -15877,10 +15877,11 @@ class Questions(Sql):
 
     def file_bytes(self) -> int:
         """Returns how large the file is once it has taken in the WAL."""
-        return int(self.value("PRAGMA page_count") * self.value("PRAGMA page_size"))
+        return int(self.value("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"))
 
     def used_bytes(self) -> int:
-        return int(self.file_bytes() - self.free_pages() * self.value("PRAGMA page_size"))
+        used = "(page_count - freelist_count) * page_size"
+        return int(self.value(f"SELECT {used} FROM pragma_page_count, pragma_freelist_count, pragma_page_size"))
 
     def free_pages(self) -> int:
         return int(self.value("PRAGMA freelist_count"))
