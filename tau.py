@@ -15646,10 +15646,10 @@ class Questions(Sql):
 
     def only_run(self, several: str, condition: str, *values: str) -> str | None:
         """Returns the only run of a condition, None without one.  If there are *several*, BadRequest lists them."""
-        told = "run_id || ' (' || pipeline || ' ' || status || ')' AS told"
-        rows = self.rows(f"SELECT run_id, {told} FROM runs {condition} ORDER BY run_id LIMIT 11", *values)
+        name = "run_id || ' (' || pipeline || ' ' || status || ')' AS name"
+        rows = self.rows(f"SELECT run_id, {name} FROM runs {condition} ORDER BY run_id LIMIT 11", *values)
         if len(rows) > 1:
-            names = [row["told"] for row in rows]
+            names = [row["name"] for row in rows]
             raise BadRequest(several, ", ".join([*names[:10], "…"] if len(names) > 10 else names))
         return rows[0]["run_id"] if rows else None
 
