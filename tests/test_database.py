@@ -163,9 +163,8 @@ def test_an_old_store_is_migrated_and_its_schedule_goes_on(home: Tau, schema: in
     db.executescript(";".join(module.MIGRATIONS[:schema]) + ";" + rows)
     db.executescript(f"PRAGMA application_id = {module.APPLICATION_ID}; PRAGMA user_version = {schema}")
     before = dict(db.execute("SELECT type, count(*) FROM events GROUP BY type"))
-    statuses = [
-        status for (status,) in db.execute("SELECT status FROM runs WHERE pipeline = 'nightly' ORDER BY run_id DESC")
-    ]
+    own = "SELECT status FROM runs WHERE pipeline = 'nightly' AND trigger <> 'catchup' ORDER BY run_id DESC"
+    statuses = [status for (status,) in db.execute(own)]
     db.close()
     (home.home / "tau.db").chmod(0o600)
     (home.home / "data" / "nightly").mkdir(parents=True)
@@ -178,7 +177,8 @@ def test_an_old_store_is_migrated_and_its_schedule_goes_on(home: Tau, schema: in
     assert home("schedule", "nightly", "--clear")["cron"] == "0 6 * * *"
     assert home("run", "nightly")["status"] == "success"
     now = home.call("runs", name="nightly")
-    assert [run["status"] for run in now["runs"]] == ["success", *statuses]
+    runs = [run for run in now["runs"] if run["trigger"] != "catchup"]  # a tick may have passed since it was written
+    assert [run["status"] for run in runs] == ["success", *statuses]
     db = sqlite3.connect(home.home / "tau.db")
     after = dict(db.execute("SELECT type, count(*) FROM events GROUP BY type"))
     assert after["schedule.changed"] == before["schedule.changed"] + 1  # by --clear
