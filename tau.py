@@ -15523,6 +15523,7 @@ class Questions(Sql):
         return int(self.value(f"SELECT count(*) FROM live{condition}", *values))
 
     def pipeline(self, name: str) -> Json:
+        """Returns all about one deployed pipeline."""
         live = self.row("SELECT version, options, created_at, updated_at FROM live WHERE pipeline = ?", name)
         if live is None:
             raise self.unknown(name)
@@ -15980,9 +15981,9 @@ class Questions(Sql):
 
 
 #: The pipelines of a namespace whose names come next before and after one.
-NEIGHBOURS = f"SELECT pipeline FROM live WHERE {NAMESPACE_OF.format('pipeline')} = :namespace AND pipeline"
-NEIGHBOURS = f"""SELECT * FROM ({NEIGHBOURS} >= :name ORDER BY pipeline LIMIT 100)
-    UNION ALL SELECT * FROM ({NEIGHBOURS} < :name ORDER BY pipeline DESC LIMIT 100)"""
+BESIDE = f"SELECT pipeline FROM live WHERE {NAMESPACE_OF.format('pipeline')} = :namespace AND pipeline"
+NEIGHBOURS = f"""SELECT * FROM ({BESIDE} >= :name ORDER BY pipeline LIMIT 100)
+    UNION ALL SELECT * FROM ({BESIDE} < :name ORDER BY pipeline DESC LIMIT 100)"""
 #: The most rows that a step of a run had.
 MOST_ROWS = """SELECT max(coalesce(rows_out, rows_in)) FROM steps s
     WHERE s.run_id = runs.run_id AND s.attempt = runs.attempt"""
@@ -16137,7 +16138,8 @@ STORY_PAGE = 500
 #: The next page of all that a run did, in the order (attempt, n).  n is a record's number in the attempt's journal.
 #: Events before the first attempt have an n from -10, an attempt's start has 0, and its end an n above all records.
 #: So the number of an event, `seq`, says which attempt it is of, and its n there.
-STORY = """
+STORY = (
+    """
     WITH page AS (
         SELECT attempt, n, at, 'log' AS type, json_object('level', level, 'step', step, 'stream', stream,
             'message', message, 'fields', json(fields)) AS data FROM logs WHERE {after}
@@ -16160,8 +16162,10 @@ STORY = """
         ORDER BY attempt, n LIMIT {page}
     )
     SELECT (attempt - 1) * 1000000000 + 10 + n AS seq, at, type, data FROM page ORDER BY seq
-""".replace("{after}", "run_id = :run_id AND (attempt, n) > {place}").replace("{page}", str(STORY_PAGE))
-STORY = STORY.replace("{place}", "(:after / 1000000000 + 1, :after % 1000000000 - 10)")
+""".replace("{page}", str(STORY_PAGE))
+    .replace("{after}", "run_id = :run_id AND (attempt, n) > {place}")
+    .replace("{place}", "(:after / 1000000000 + 1, :after % 1000000000 - 10)")
+)
 #: The number of the event before the last log lines of a run's last attempt; 0 if there are fewer lines.
 LAST_LINES = """
     WITH last AS (SELECT attempt, n FROM logs WHERE run_id = :run_id ORDER BY attempt DESC, n DESC LIMIT :tail)
