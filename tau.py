@@ -15981,9 +15981,9 @@ class Questions(Sql):
 
 
 #: The pipelines of a namespace whose names come next before and after one.
-BESIDE = f"SELECT pipeline FROM live WHERE {NAMESPACE_OF.format('pipeline')} = :namespace AND pipeline"
-NEIGHBOURS = f"""SELECT * FROM ({BESIDE} >= :name ORDER BY pipeline LIMIT 100)
-    UNION ALL SELECT * FROM ({BESIDE} < :name ORDER BY pipeline DESC LIMIT 100)"""
+NAMES_BESIDE = f"SELECT pipeline FROM live WHERE {NAMESPACE_OF.format('pipeline')} = :namespace AND pipeline"
+NEIGHBOURS = f"""SELECT * FROM ({NAMES_BESIDE} >= :name ORDER BY pipeline LIMIT 100)
+    UNION ALL SELECT * FROM ({NAMES_BESIDE} < :name ORDER BY pipeline DESC LIMIT 100)"""
 #: The most rows that a step of a run had.
 MOST_ROWS = """SELECT max(coalesce(rows_out, rows_in)) FROM steps s
     WHERE s.run_id = runs.run_id AND s.attempt = runs.attempt"""
