@@ -11125,13 +11125,13 @@ def cut(value: Any, room: int, rank: Callable[[list[Any], int], Any]) -> Any:
         return value
     keys, items = ([*range(len(value))], value) if isinstance(value, list) else ([*value], [*value.values()])
     is_list, told = isinstance(value, list), []
+
+    def smaller(part: Any) -> Any:
+        return cut(part, room // SHARES.get(type(part), 4), rank)
+
     for number in sorted(range(len(items))[: max(room, STEPS_MAX)], key=functools.partial(rank, items))[:room]:
-        item = items[number]
-        if is_list and isinstance(item, dict):
-            item = {key: cut(cell, room // 8, rank) for key, cell in item.items()}
-        else:
-            item = cut(item, room // 4, rank)
-        told.append((number, keys[number], item))
+        item, is_row = items[number], is_list and isinstance(items[number], dict)
+        told.append((number, keys[number], {key: smaller(item[key]) for key in item} if is_row else smaller(item)))
     shown = {key: item for _, key, item in sorted(first_fitting(told, room))}
     return [*shown.values()] if is_list else shown
 
@@ -11147,6 +11147,8 @@ def telling(part: str, place: Json, items: list[Any], number: int) -> Any:
     return -number if part in ("trace.log_tail", "attempts", "error.frames") else number
 
 
+#: What a list may have of the room of what it is in, as steps have of a step; what an object; others have a fourth.
+SHARES: dict[type, int] = {list: 2, dict: 8}
 #: Parts of a run's document, the least telling first.
 CUTS = (
     *("trace.log_tail", "trace.metrics", "attempts", "trace.steps", "trace.checks"),
