@@ -316,6 +316,7 @@ SHORT = {"spell_field", "word_of_nobody", "cron_hint", "Operation", "Connection"
 #: What reads only what the owner of the daemon has written, or a program that they have chosen.
 TRUSTED = {
     "pack",
+    "mark_of",  # what the kernel says
     "read_secret",
     "secret_list",
     "secret_path",
