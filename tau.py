@@ -3887,10 +3887,11 @@ def exit_of(name: str, document: Json) -> int:
 
 def ask_live(client: Client, name: str, params: Json, view: View) -> Json:
     """Returns the answer of an operation, and shows meanwhile what goes on."""
-    if not view.people or "follow" not in OPERATIONS[name].arguments or params.get("wait") is False:
+    if not view.people or params.get("wait") is False:
         return client.call(name, params, view.event)
+    follow = {"follow": True} if "follow" in OPERATIONS[name].arguments else {}
     with Live(view, isinstance(client, ThrowAway)) as live:
-        return client.call(name, params | {"follow": True}, live.event)
+        return client.call(name, params | follow, live.event)
 
 
 def ask_for_run(client: Client, name: str, params: Json, view: View) -> Json:

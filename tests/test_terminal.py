@@ -443,7 +443,7 @@ SCREENS = {
     "check shown.py": ["ok +true", f"pipelines +name .*next.*\n +shown +.* {T}"],
     "list": ["name +version +last +last_run +next", rf"shown +1 +failed +{T} +{T}"],
     "runs shown": ["run_id +pipeline +status +queued +took", rf"\w{{14}} +shown +failed +{T} +[\d.]+ ms"],
-    "errors": ["incident +status +count +last +pipeline +what", rf"inc:\w{{12}} +open +1 +{T} +shown +ValueError"],
+    "errors": ["incident +status +count +last +pipeline +what", rf"inc:\w{{12}} +open +\d+ +{T} +shown +ValueError"],
     "errors --all": ["run_id +pipeline +finished +where", rf"\w{{14}} +shown +{T} +shown.py:15"],
     "show shown": [
         "name +shown",
@@ -506,7 +506,7 @@ def test_what_people_see_goes_into_a_pipe_on_request(screens: Tau) -> None:
     done = screens.command("inspect", "shown", "--text")
     assert re.search(".*".join(SCREENS["inspect shown"]), done.out, re.DOTALL)
     assert "\x1b" not in done.out
-    events = screens.command("run", "shown", "--text").out
+    events = screens.command("run", "shown", "-p", "day=monday", "--text").out
     assert re.match(r"shown  \w{14}\n  \[extract/inner\] reading\n  ✓ extract/inner", events)
     assert screens.command("code", "shown", "--text").out == SHOWN.lstrip()
 
