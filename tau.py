@@ -11107,7 +11107,8 @@ def shorten(document: Json, budget: int) -> Json:
             break
         *holder, key = part.split(".")
         place: Json = (document.get(holder[0]) if holder else document) or {}
-        size, room = len(encode_json(place.get(key))), budget // share * (2 if holder == ["error"] else 1)
+        room = budget // share * (2 if holder == ["error"] or key == "steps" else 1)
+        size = len(encode_json(place.get(key)))
         if size > room and place.get(key):
             place[key] = cut(place[key], room, functools.partial(telling, part, place))
             left += len(encode_json(place[key])) - size
@@ -11118,23 +11119,23 @@ def shorten(document: Json, budget: int) -> Json:
 def cut(value: Any, room: int, rank: Callable[[list[Any], int], Any]) -> Any:
     """Returns about *room* bytes of a value: both ends of a text, of a list or an object the items of lowest rank.
 
-    Rows, the objects in a list, keep all their keys.
+    Objects in it keep all their keys, but for those that map names.
     """
     if isinstance(value, str):
         return both_ends(value, room)
     if not isinstance(value, (list, dict)):
         return value
     keys, items = ([*range(len(value))], value) if isinstance(value, list) else ([*value], [*value.values()])
-    is_list, told = isinstance(value, list), []
 
-    def smaller(part: Any) -> Any:
+    def smaller(key: Any, part: Any) -> Any:
+        if isinstance(part, dict) and key not in NAMED:
+            return {name: smaller(name, cell) for name, cell in part.items()}
         return cut(part, room // SHARES.get(type(part), 4), rank)
 
-    for number in sorted(range(len(items))[: max(room, STEPS_MAX)], key=functools.partial(rank, items))[:room]:
-        item, is_row = items[number], is_list and isinstance(items[number], dict)
-        told.append((number, keys[number], {key: smaller(item[key]) for key in item} if is_row else smaller(item)))
+    order = sorted(range(len(items))[: max(room, STEPS_MAX)], key=functools.partial(rank, items))[:room]
+    told = [(number, keys[number], smaller(None, items[number])) for number in order]
     shown = {key: item for _, key, item in sorted(first_fitting(told, room))}
-    return [*shown.values()] if is_list else shown
+    return [*shown.values()] if isinstance(value, list) else shown
 
 
 def telling(part: str, place: Json, items: list[Any], number: int) -> Any:
@@ -11150,6 +11151,8 @@ def telling(part: str, place: Json, items: list[Any], number: int) -> Any:
 
 #: What a list may have of the room of what it is in, as steps have of a step; what an object; others have a fourth.
 SHARES: dict[type, int] = {list: 2, dict: 8}
+#: Objects that map names: of variables and of columns.
+NAMED = ("locals", "values", "columns", "nulls")
 #: Parts of a run's document, the least telling first.
 CUTS = (
     *("trace.log_tail", "trace.metrics", "attempts", "trace.steps", "trace.checks"),
