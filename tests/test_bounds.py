@@ -280,6 +280,7 @@ WORST: dict[str, str] = {
     "read_header": "tau.read_header('# /// script\\n' + '# /// a\\n' * 130_000 + 'x', 'x.py')",
     "admits": "tau.admits('>=' + ' ' * N + '1' * N + '.1' * N, (3, 11, 0))",
     "Head": "tau.Head(b'GET / HTTP/1.1\\r\\na:' + b' ' * N + b'\\0')",
+    "parse_key": "tau.parse_key('a' * N + 'é', 'it')",
     "parse_size": "tau.parse_size('1' * N + 'x')",
     "parse_duration": "tau.parse_duration('1' * N + 'x', 'it')",
     "local_time": "tau.local_time('2026-01-01T00:00:0' * N)",
