@@ -5493,8 +5493,7 @@ class Channel:
 
     def answers(self, message: Json) -> Iterator[Json]:
         """Sends a request and yields the messages that come back.  Unavailable if no Tau answers."""
-        # Words of a command and paths go as they were given; the daemon refuses what is not UTF-8.
-        request = encode_json(message).encode("utf-8", "surrogateescape") + b"\n"
+        request = encode_words(message)
         try:
             for line in self.exchange(request):
                 answer = RECORD_DECODER.decode(line.decode("utf-8"))
@@ -5505,6 +5504,17 @@ class Channel:
             if reason := reason_of(problem, BROKEN):
                 raise unavailable(reason) from None
             raise
+
+
+def encode_words(message: Json) -> bytes:
+    """Returns a line whose words of a command or a path are as they were given; BadRequest unless they are UTF-8."""
+    line = encode_json(message).encode("utf-8", "surrogateescape")
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        near = line[max(0, problem.start - 20) : problem.end + 20]
+        raise BadRequest(f"a word or a name of a file is not UTF-8: {near!r}", "give it in UTF-8") from None
+    return line + b"\n"
 
 
 class Lined(Channel):
@@ -17163,8 +17173,8 @@ WarmKey = tuple["str | None", str, tuple[str, ...], bool]
 IMPORT_S, FORK_S = 60.0, 10.0
 #: How often to look whether the machine is idle, and how long to wait for that.
 IDLE_LOOK_S, IDLE_WAIT_S = 0.25, 5.0
-#: How often to look at what may have been unused, or silent, for too long.
-RARELY_S = 1.0
+#: How often to look whether a process has been silent for too long.
+BUSY_LOOK_S = 1.0
 #: How long after the latest start a spare child is held ready.
 SPARE_S = 10.0
 #: Imports that take less time are not worth a process.
@@ -17406,7 +17416,12 @@ class Nursery:
         """Seconds until the next look, or None."""
         if any(process.state == "waiting" for process in self.warm.values()):
             return IDLE_LOOK_S
-        return RARELY_S if self.warm or self.own.spare else None
+        if any(process.pipes or process.state == "importing" for process in self.warm.values()):
+            return BUSY_LOOK_S
+        ends = [mother.used_at + SPARE_S for mother in (self.own, *self.warm.values()) if mother.spare]
+        idle = [process for process in self.warm.values() if not process.is_used()]
+        ends += [process.used_at + self.most["warm_idle_s"] for process in idle]
+        return max(0.0, min(ends) - monotonic()) if ends else None
 
     def channels(self) -> list[int]:
         return [process.channel for process in self.warm.values() if process.channel >= 0]

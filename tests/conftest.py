@@ -113,7 +113,7 @@ def pytest_configure(config: pytest.Config) -> None:
 #: TAU_SLOW=1.  TAU_SLOW=write runs all and writes the list anew, as it is on this machine.
 SLOW = REPOSITORY / "tests" / "data" / "slow.txt"
 #: From this many seconds a test on, on average.
-SLOW_S = 0.6
+SLOW_S = 0.5
 
 
 class Stopwatch:
