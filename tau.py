@@ -10433,6 +10433,9 @@ PASSING = (408, 425, 429)
 REDIRECTS_MAX = 3
 #: How many events that are not for a recipient it may have to look at again after a restart.
 SEEN_MOST = 1000
+#: A reopening that was told of late waits, and is told if the incident is still open then.
+WAITED = """SELECT e.* FROM events e JOIN incidents i ON i.incident = json_extract(e.data, '$.incident')
+    WHERE seq = ? AND i.status = 'open'"""
 
 
 class Recipient:
@@ -10508,28 +10511,29 @@ class Outbox:
         left = instant_ms(row["next_at"]) / 1000 - now if row["next_at"] else 0.0
         if left > 0 or self.store.database.is_full:  # what came of an attempt could not be kept
             return min(left or PULSE_S, RETRY_MOST_S)
-        told, since = row["told"], max(row["seq"], recipient.seen)
-        late = next((seq for at, seq in told.values() if seq and now - instant_of(at) >= REOPENED_S), 0)
+        told, since = dict(row["told"]), max(row["seq"], recipient.seen)
+        waited = [[name, seq] for name, (at, seq) in told.items() if seq and now - instant_of(at) >= REOPENED_S]
         page = await self.daemon.ask_as(recipient.caller, lambda call: recipient.news(call.ask, since, 1))
-        if late and (event := self.store.ask.row("SELECT * FROM events WHERE seq = ?", late)):
-            page["events"] = [event]
+        for incident, seq in waited[:1]:
+            told[incident] = [told[incident][0], 0]
+            page["events"] = self.store.ask.rows(WAITED, seq) or page["events"]
         # What may be deleted within a day is of runs, and no incident.
         if page.get("first", 0) > row["gap"] and not all(kind.startswith("incident.") for kind in recipient.types):
             row["gap"] = page["first"]
             await self.store.write(self.tell_gap, row)
         if not page["events"]:
             recipient.seen = page["next"]
-            if page["next"] > row["seq"] + SEEN_MOST:
-                await self.store.write(self.save, row | {"seq": page["next"]})
-            return None
+            if waited or page["next"] > row["seq"] + SEEN_MOST:
+                await self.store.write(self.save, row | {"seq": page["next"], "told": told})
+            return 0.0 if waited else None
         (event,) = page["events"]
         if is_early(told, event, now):
-            await self.store.write(self.save, row | {"seq": event["seq"]})
+            await self.store.write(self.save, row | {"seq": event["seq"], "told": told})
             return 0.0
         is_old = now - instant_of(event["at"]) > DELIVERED_WITHIN_S
         untried: Json = {"ok": False, "refused": False, "said": row["problem"]}
         receipt = untried if is_old and row["failures"] else await self.send(recipient, event)
-        trouble = await self.store.write(self.settle, recipient, row, event, receipt, is_old)
+        trouble = await self.store.write(self.settle, recipient, row, told, event, receipt, is_old)
         if receipt["ok"]:
             self.daemon.warnings.pop(f"notify.{recipient.name}", None)
         elif trouble:
@@ -10607,8 +10611,13 @@ class Outbox:
         data = {"recipient": row["name"], "first": row["gap"], "problem": problem}
         self.store.event("notify.failed", None, None, data)
 
-    def settle(self, recipient: Recipient, row: Json, event: Json, receipt: Json, is_old: bool) -> str | None:
-        """Keeps what came of an attempt; an old event may not have been tried any more.  Returns what to warn of."""
+    def settle(
+        self, recipient: Recipient, row: Json, told: Json, event: Json, receipt: Json, is_old: bool
+    ) -> str | None:  # fmt: skip
+        """Keeps what came of an attempt; an old event may not have been tried any more.  Returns what to warn of.
+
+        *told* is what of the recipient's row holds once it will not be tried again.
+        """
         now, attempts, said = self.store.now(), row["failures"] + ("id" in receipt), receipt["said"]
         if receipt["ok"] or receipt["refused"]:
             row |= {"failures": 0, "failing_at": None, "next_at": None}
@@ -10619,7 +10628,7 @@ class Outbox:
         is_dead = not receipt["ok"] and (receipt["refused"] or is_old)
         if receipt["ok"] or is_dead:
             recent = self.store.now(-REOPENED_S)
-            row["told"] = {name: pair for name, pair in row["told"].items() if pair[1] or pair[0] > recent}
+            row["told"] = {name: pair for name, pair in told.items() if pair[1] or pair[0] > recent}
             row["seq"] = max(row["seq"], event["seq"])
         self.save(row)
         if is_dead:

@@ -485,6 +485,39 @@ def test_an_incident_that_flaps_is_told_once_an_hour_and_never_left_untold(tmp_p
     tell(tmp_path, endpoint, story)
 
 
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_reopening_that_could_not_be_told_is_told_soon(tmp_path: Path, endpoint: Endpoint, waits: bool) -> None:
+    async def story(made: Story) -> None:
+        await made.open("inc:1")
+        for _ in range(1 + waits):
+            await made.event("incident.reopened")
+        if waits:
+            await made.go_on()
+            made.clock.run(HOUR)
+        endpoint.answers.append((503, {}))
+        await made.go_on(60.0)
+        assert [told["type"] for told in endpoint.documents] == ["incident.reopened"] * (2 + waits)
+        assert len({*endpoint.ids}) == 1 + waits
+
+    tell(tmp_path, endpoint, story)
+
+
+def test_a_reopening_that_waits_is_told_only_if_the_incident_is_open_then(tmp_path: Path, endpoint: Endpoint) -> None:
+    async def story(made: Story) -> None:
+        for incident in ("inc:1", "inc:2"):
+            await made.event("incident.reopened", incident)
+            await made.event("incident.reopened", incident)
+        await made.open("inc:1", status="closed")  # which nobody has told this recipient
+        await made.open("inc:2")
+        await made.go_on()
+        made.clock.run(HOUR)
+        await made.go_on()
+        told = [document["data"]["incident"] for document in endpoint.documents]
+        assert told == ["inc:1", "inc:2", "inc:2"]
+
+    tell(tmp_path, endpoint, story, events=["incident.reopened"])
+
+
 def test_what_was_deleted_before_it_was_told_is_a_gap(tmp_path: Path, endpoint: Endpoint) -> None:
     async def story(made: Story) -> None:
         for _ in range(5):
