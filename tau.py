@@ -12506,9 +12506,15 @@ RECORDS_MAX |= {"drift": DRIFTS_MAX, "sample": 2 * SAMPLED_STEPS}
 SWEEP_S = 3600.0
 
 
-#: How an attempt ended: all that the runner tells the rest of Tau.  `state` is for the next run, if the attempt changed
-#: it; `retry` says whether retry_on names its exception, and is False if it is never to be retried.
-Outcome = collections.namedtuple("Outcome", ("status", "result", "error", "state", "retry"), defaults=(None, None))
+class Outcome:
+    """How an attempt ended: all that the runner tells the rest of Tau."""
+
+    def __init__(
+        self, status: str, result: Any, error: Json | None, state: Json | None = None, retry: bool | None = None
+    ) -> None:
+        self.status, self.result, self.error = status, result, error
+        self.state = state  # the state for the next run, if the attempt changed it
+        self.retry = retry  # whether retry_on names its exception; False if it is never to be retried
 
 
 def verdict(
