@@ -11038,13 +11038,14 @@ SOURCE_LINES = 25
 
 def function_around(text: str, line: int) -> tuple[int, int]:
     """Returns the first and the last line of the innermost function that a line is in, or of some lines around it."""
-    found = [(1, sys.maxsize)]
+    found: list[tuple[int, int]] = []
     with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
         nodes = ast.walk(ast.parse(text))
         functions = [node for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
         found += [(node.lineno, node.end_lineno or line) for node in functions]
-    first, last = max(pair for pair in found if pair[0] <= line <= pair[1])
-    return max(first, line - SOURCE_LINES), min(last, line + SOURCE_LINES)
+    around = line - SOURCE_LINES, line + SOURCE_LINES
+    first, last = max((pair for pair in found if pair[0] <= line <= pair[1]), default=around)  # a run may say any line
+    return max(first, around[0], 1), min(last, around[1])
 
 
 # What differs between two runs.
