@@ -109,7 +109,7 @@ def pytest_configure(config: pytest.Config) -> None:
             config.pluginmanager.register(Stopwatch())
 
 
-#: The functions whose tests take longest, a tenth of all tests and two thirds of the time: they are left out unless
+#: The functions whose tests take longest, a fifth of all tests and three quarters of the time: they are left out unless
 #: TAU_SLOW=1.  TAU_SLOW=write runs all and writes the list anew, as it is on this machine.
 SLOW = REPOSITORY / "tests" / "data" / "slow.txt"
 #: From this many seconds a test on, on average.
