@@ -2088,6 +2088,7 @@ def fit_text(schema: Json, text: str) -> Any:
     return value if usual and not isinstance(schema.get("default"), str) else text
 
 
+STARTS = ("fork", "spawn")
 SETTINGS = (
     Setting("daemon", "host", "", "addresses to listen on, with commas between; 0.0.0.0 and :: mean all", "--host"),
     Setting("daemon", "port", 0, "TCP port; 0 means the Unix socket only", "--port", "TAU_PORT", maximum=65_535),
@@ -2102,15 +2103,7 @@ SETTINGS = (
     Setting("daemon", "tls_cert", "", "file with the certificate, and its chain, for the TCP port: only TLS then"),
     Setting("daemon", "tls_key", "", "file with the certificate's private key"),
     Setting("daemon", "tls_client_ca", "", "file with the authorities that must have signed a client's certificate"),
-    Setting(
-        "daemon",
-        "start_method",
-        "fork",
-        "how runs start: fork or spawn",
-        "",
-        "TAU_START_METHOD",
-        enum=("fork", "spawn"),
-    ),
+    Setting("daemon", "start_method", "fork", "how runs start: fork or spawn", "", "TAU_START_METHOD", enum=STARTS),
     Setting("daemon", "warm_processes", 6, "how many processes may hold imported libraries for the next runs; 0: none"),
     Setting("daemon", "warm_idle_s", 900.0, "time after which such a process ends if no run has used it"),
     Setting("daemon", "warm_bytes", 512 << 20, "memory of its own that all such processes may have"),
@@ -3963,9 +3956,8 @@ def ask_for_try(client: Client, name: str, params: Json, view: View) -> Json:
 
 def next_of_try(params: Json) -> list[str]:
     """Returns the command that deploys what was tried."""
-    given = {"files": params["files"][0]["from"], "verify": params.get("like")} | {
-        key: params.get(key) for key in ("entry", "name")
-    }
+    given = {"files": params["files"][0]["from"], "verify": params.get("like")}
+    given |= {key: params.get(key) for key in ("entry", "name")}
     include = dict.fromkeys(file["from"] for file in params.get("include", ()))
     line = OPERATIONS["deploy"].line(given)
     return [near(f"{line} {shell_line('--include', *include)}" if include else line)]
@@ -4814,11 +4806,8 @@ class Patient:
         try:
             return f"croniter {metadata.version('croniter')}"
         except ImportError:
-            return (
-                "fail",
-                "croniter is not installed",
-                shell_line(sys.executable, "-m", "pip", "install", "croniter>=6,<8"),
-            )
+            install = shell_line(sys.executable, "-m", "pip", "install", "croniter>=6,<8")
+            return "fail", "croniter is not installed", install
 
     def look_at_sqlite(self) -> Finding:
         """Checks for strict tables, and that no other process has the store open if commits can be lost."""
@@ -9069,11 +9058,7 @@ class Daemon:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.on_signal)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until we can reload
-            loop.set_exception_handler(
-                lambda _, about: self.store.metrics.failed(
-                    "event loop", about.get("exception") or RuntimeError(about["message"])
-                )
-            )
+            loop.set_exception_handler(self.note_failure)
             self.store.open(loop)
             self.agenda.open()
             await asyncio.to_thread(self.check_users)
@@ -9166,6 +9151,9 @@ class Daemon:
     @property
     def stopping(self) -> bool:
         return self.runner.paused
+
+    def note_failure(self, loop: asyncio.AbstractEventLoop, about: Json) -> None:
+        self.store.metrics.failed("event loop", about.get("exception") or RuntimeError(about["message"]))
 
     def warn(self, text: str, about: str = "") -> None:
         """Logs a warning; `status` shows the last one *about* each subject."""
@@ -11485,7 +11473,6 @@ class Deployment:
     def __init__(self, call: Call, files: list[Json], include: list[Json] | None, entry: str | None) -> None:
         self.daemon, self.caller = call.daemon, call.caller
         self.sources = read_sources([*files, *(include or [])])
-        self.digest = digest_of(self.sources)
         self.origin = origin_of(files, include or [], entry)
         self.entries = find_entries(self.sources, [file["path"] for file in files], entry)
         self.secrets = dict(itertools.islice(secrets_asked(self.sources).items(), SECRETS_MAX))
@@ -11493,6 +11480,10 @@ class Deployment:
         self.risks: list[Json] = []  # what was found by judge() and prove(), and is allowed
         self.venvs: dict[str, str] = {}  # entry → digest of the virtual environment that it needs
         self.folder = os.path.join(self.daemon.home, "versions", f".staged-{os.urandom(8).hex()}")
+
+    @functools.cached_property
+    def digest(self) -> str:
+        return digest_of(self.sources)
 
     async def __aenter__(self) -> Deployment:
         self.daemon.retention.deploying += 1
