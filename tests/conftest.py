@@ -16,7 +16,8 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -135,18 +136,18 @@ class Stopwatch:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Two workers a core: half of a test's time is a wait for processes."""
-    return 2 * (os.cpu_count() or 1)
+    """Three workers a core: half of a test's time is a wait for processes."""
+    return 3 * (os.cpu_count() or 1)
 
 
 #: Files whose tests need one Python alone.  What they put to the test is no Python's: the source as text and its
 #: documents; who may do what; the shells, disk, memory, browser, service manager, other machines; what a database
-#: keeps.  Syntax, signals, asyncio, sqlite3, tracebacks, audit events, sockets and TLS are tried everywhere.
+#: keeps and shows.  Syntax, signals, asyncio, sqlite3, tracebacks, audit events, sockets and TLS are tried everywhere.
 ONE_PYTHON = (
     *("test_backup", "test_bounds", "test_completion", "test_doctor", "test_documents", "test_executors"),
     *("test_fairness", "test_files", "test_hostile", "test_isolation", "test_keys", "test_namespace_ends"),
     *("test_namespaces", "test_quotas", "test_readme", "test_retention", "test_service", "test_settings"),
-    *("test_dashboard", "test_shape", "test_warehouses", "test_words"),
+    *("test_dashboard", "test_kinds", "test_page", "test_peek", "test_shape", "test_warehouses", "test_words"),
     *("test_catalogue", "test_commits", "test_deaths", "test_failing_disk", "test_full_disk", "test_one_writer"),
     *("test_out_of_memory", "test_power_loss"),
 )
@@ -224,7 +225,17 @@ def forked(made: Tau, program: str, *words: Any) -> tuple[Child, IO[str]]:
     return child, open(reading)
 
 
-#: How `tau` reaches the daemon in tests of the command line: always by the first, with TAU_TRANSPORTS=all by each.
+def ways(variable: str, every: Sequence[str], metafunc: pytest.Metafunc, is_everywhere: bool = True) -> list[str]:
+    """The ways in which a test is run: the first; of one that is run everywhere also others, if a variable says so.
+
+    These are all of them for `all`, and for `turns` one of them: another one for other tests.
+    """
+    asked = os.environ.get(variable) if is_everywhere else None
+    turn = zlib.crc32(metafunc.function.__name__.encode()) % (len(every) - 1) + 1
+    return [*every] if asked == "all" else [every[0], every[turn]] if asked == "turns" else [every[0]]
+
+
+#: How `tau` reaches the daemon in tests of the command line: see ways().
 TRANSPORTS = ("unix", "tcp", "tls", "http")
 COMMAND_LINE = (
     *("test_command_line", "test_operations", "test_terminal", "test_attempts", "test_examples"),
@@ -235,8 +246,8 @@ COMMAND_LINE = (
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Tests of the command line are run over every transport that is asked for."""
     if "tau" in metafunc.fixturenames:
-        every = os.environ.get("TAU_TRANSPORTS") == "all" and metafunc.module.__name__ in COMMAND_LINE
-        metafunc.parametrize("shared", TRANSPORTS if every else TRANSPORTS[:1], indirect=True, scope="session")
+        chosen = ways("TAU_TRANSPORTS", TRANSPORTS, metafunc, metafunc.module.__name__ in COMMAND_LINE)
+        metafunc.parametrize("shared", chosen, indirect=True, scope="session")
 
 
 def free_port() -> int:

@@ -204,6 +204,8 @@ def fork_part(
     try:
         if function == "fork_server":
             tau.start_python = start_python
+            # To copy fewer pages pays off for a daemon that starts more runs than one of a test does.
+            tau.settle_pages = functools.partial(tau.warm_up, 1)
             sys.warnoptions.clear()  # what a run does is not ours: -W error is for `tau` and `taud`
             warnings.resetwarnings()
             warnings.simplefilter("ignore")
@@ -228,6 +230,10 @@ MODULES = (
 if __name__ == "__main__":
     for module in MODULES:
         importlib.import_module(module)
+    import tau
+
+    for part in [*tau.PACKED]:  # else each child would; that each loads what it needs is shown by test_packed
+        tau.load(part)
     gc.freeze()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     with socket.socket(fileno=int(sys.argv[1])) as end:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY, THOROUGH, Tau, eventually, is_running, make_home, running, started
+from conftest import REPOSITORY, THOROUGH, Tau, eventually, is_running, make_home, running, started, ways
 from elsewhere import MACHINES, PYTHON
 from test_environments import wheel
 
@@ -34,7 +34,7 @@ def config_of(command: list[str], daemon: str = "", **more: Any) -> str:
     return "\n".join(rows)
 
 
-#: Tests that every machine is put to; TAU_EXECUTORS=all puts each to all of them.
+#: Tests that every machine is put to; TAU_EXECUTORS puts each to others: see ways().
 EVERYWHERE = (
     "test_a_success_and_a_failure_there_are_told_as_here",
     "test_cancelling_ends_a_stubborn_run_and_its_child",
@@ -45,8 +45,10 @@ EVERYWHERE = (
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Each test is run on a bare environment of this machine, some or all through ssh and Slurm too."""
     if "far" in metafunc.fixturenames:
-        everywhere = os.environ.get("TAU_EXECUTORS") == "all" or metafunc.function.__name__ in EVERYWHERE
-        metafunc.parametrize("far", [*MACHINES] if everywhere else ["bare"], indirect=True, scope="module")
+        chosen = (
+            [*MACHINES] if metafunc.function.__name__ in EVERYWHERE else ways("TAU_EXECUTORS", [*MACHINES], metafunc)
+        )
+        metafunc.parametrize("far", chosen, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")

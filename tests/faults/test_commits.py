@@ -6,6 +6,7 @@ commit; without, some of them.
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import sqlite3
@@ -182,6 +183,14 @@ def told(mode: str, wanted: int) -> int:
         tau.home.parent.rmdir()
 
 
+@functools.cache
+def commits() -> int:
+    """How many commits the story has."""
+    count = told("none", 0)
+    assert count > 20
+    return count
+
+
 #: Each test takes one commit in so many, from this one on: parts that can be worked on at once.
 EVERY = 4 if THOROUGH else 16
 FIRST = (1, 2, 3, 4) if THOROUGH else (1,)
@@ -192,7 +201,5 @@ FIRST = (1, 2, 3, 4) if THOROUGH else (1,)
 def test_a_fault_at_each_commit_costs_nothing_and_doubles_nothing(mode: str, first: int) -> None:
     if not THOROUGH:
         first = {"before": 1, "after": 5, "full": 9}[mode]
-    commits = told("none", 0)
-    assert commits > 20
-    for wanted in range(first, commits + 1, EVERY):
+    for wanted in range(first, commits() + 1, EVERY):
         told(mode, wanted)
