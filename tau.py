@@ -6442,24 +6442,26 @@ async def logs(
     levels = LEVELS[LEVELS.index(level or LEVELS[0]) :]
     run_id = call.ask.pick_run(name, run_id)
 
+    def is_wanted(line: Json) -> bool:
+        inside = step is None or f"{line['step'] or ''}/".startswith(f"{step}/")
+        return inside and (grep or "").lower() in line["message"].lower() and line.get("level", "info") in levels
+
     def answer(call: Call) -> bytes:
         window = (since, until)
         lines, total, dropped = call.ask.logs(run_id, levels if level else (), step, tail, attempt, grep, window)
         ends = {"first": lines[0]["n"], "next": lines[-1]["n"]} if lines else {"first": until, "next": since}
         lines = [omit(line, ("n",)) for line in lines]
         shown = listing(call, "lines", lines, total, name=None, run_id=run_id) | {"lines": fold(lines)}
-        live = [process for process in [*call.daemon.runner.live.values()] if process.run_id == run_id]
-        if unfinished := [told for process in live for told in process.unfinished()]:
-            shown["unfinished"] = unfinished
+        live = call.daemon.runner.live_process(run_id) if until is None else None
+        if live is not None and attempt in (None, live.attempt):
+            shown |= without_empty({"unfinished": [*filter(is_wanted, live.unfinished())]})
         return call.encode({"run_id": run_id, **shown, "log_dropped": dropped, **ends})
 
     if not follow:
         return await call.beside(answer)
     call.only_waits()
     async for event in story_of(call, run_id, tail):
-        inside = step is None or f"{event.get('step') or ''}/".startswith(f"{step}/")
-        matches = (grep or "").lower() in event.get("message", "").lower()
-        if event["type"] == "log" and inside and matches and event["level"] in levels:
+        if event["type"] == "log" and is_wanted(event):
             await call.emit(event)
     return {"run_id": run_id, "status": call.ask.status_of(run_id)}
 
@@ -12946,6 +12948,9 @@ class Runner:
     def memos(self, run_id: str) -> str:
         return os.path.join(self.home, "memos", run_id)
 
+    def live_process(self, run_id: str) -> Process | None:
+        return next((process for process in [*self.live.values()] if process.run_id == run_id), None)
+
     async def process_of(self, pid: int) -> Process | None:
         """Returns the live process that another belongs to, by its session, or else by its mark; None if it is none."""
         mark = mark_of(pid) if self.live else 0
@@ -13190,8 +13195,7 @@ class Runner:
 
     async def stop(self, run_id: str, status: str, force: bool = False) -> None:
         """Begins to stop a live run, which will end with this status unless it ended before."""
-        process = next((process for process in self.live.values() if process.run_id == run_id), None)
-        if process is not None:
+        if (process := self.live_process(run_id)) is not None:
             await self.stop_process(process, status, force)
 
     async def stop_process(self, process: Process, status: str, force: bool = False) -> None:
