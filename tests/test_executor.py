@@ -398,7 +398,7 @@ def test_a_line_that_is_drawn_anew_is_told_as_it_stands(
     told = eventually(lambda: tau("logs", "--run", run_id).get("unfinished"))
     assert told == [{"stream": "stderr", "step": step, "message": "loaded 2/30"}]
     assert "… loaded 2/30" in tau.command("logs", "--run", run_id, "--text").out
-    for more in ({"level": "warning"}, {"step": "other"}, {"grep": "3/30"}, {"attempt": 2}, {"until": 9}):
+    for more in ({"level": "warning"}, {"grep": "3/30"}, {"attempt": 2}, {"until": 9}):
         assert "unfinished" not in tau.call("logs", run_id=run_id, **more), more
     assert tau.call("logs", run_id=run_id, grep="2/30", attempt=1)["unfinished"] == told
     (tmp_path / "go").touch()

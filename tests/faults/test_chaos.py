@@ -317,8 +317,8 @@ def check_run(db: sqlite3.Connection, run: dict[str, Any], noted: Counter[tuple[
 
 @pytest.fixture
 def victim() -> Iterator[Tau]:
-    """A daemon that is going to be killed."""
-    with shelf("[scheduler]\nmax_concurrent = 4\n") as made:
+    """A daemon that is going to be killed.  It takes no more runs than end in time, however fast the machine is."""
+    with shelf("[scheduler]\nmax_concurrent = 4\nmax_queued = 100\n") as made:
         made.install("lib")
         yield made.start().tau
 
