@@ -1183,23 +1183,23 @@ BASELINE_BYTES_MAX = 64 << 10
 def differences(before: Json, now: Json) -> list[Json]:
     """Compares what was seen of rows: columns, their kinds, missing values, and how many, with several runs before."""
     old, new = before["columns"], now["columns"]
-    found = [(name, "removed", old[name], None) for name in old if new and name not in new]
-    found += [(name, "added", None, new[name]) for name in new if old and name not in old]
+    changes = [(name, "removed", old[name], None) for name in old if new and name not in new]
+    changes += [(name, "added", None, new[name]) for name in new if old and name not in old]
     for name in filter(old.__contains__, new):
         kinds, known = ({*columns[name].split("|")} - {"", "null"} for columns in (new, old))
         if known and kinds - known:
-            found.append((name, "retyped", old[name], new[name]))
+            changes.append((name, "retyped", old[name], new[name]))
         shares = [seen["nulls"].get(name, 0) for seen in (before, now)]
         if known and round(shares[1] - shares[0], 4) >= NULLS_GROWTH:
-            found.append((name, "nulls", *shares))
+            changes.append((name, "nulls", *shares))
     counts, count = before["rows"] or (), now["rows"]
     if len(counts) >= COUNTS_MIN and not min(counts) / 2 <= count <= max(counts) * 2:
-        found.append((None, "rows", [min(counts), max(counts)], count))
-    return [dict(zip(("column", "what", "before", "now"), change, strict=True)) for change in found]
+        changes.append((None, "rows", [min(counts), max(counts)], count))
+    return [dict(zip(("column", "what", "before", "now"), change, strict=True)) for change in changes]
 
 
 def difference_text(changes: list[Json]) -> str:
-    texts = ("{0} {what}: {before} → {now}".format(one["column"] or "number of", **one) for one in changes)
+    texts = ("{0} {what}: {before} → {now}".format(change["column"] or "number of", **change) for change in changes)
     return cut_text("; ".join(texts).replace(": None → ", ": ").replace(" → None", ""), 500)
 
 
@@ -1211,11 +1211,11 @@ def baseline(before: Json, steps: list[Json]) -> Json:
         shape = step if step["rows"] else {**step, **old}  # no rows tell nothing of columns
         counts = [*old["rows"], step["rows"]][-COUNTS_MAX:]
         new = {"columns": {}, "nulls": shape["nulls"], "rows": counts, "times": 0}
-        one = made.setdefault(step["path"], new | ({"blank": shape["blank"]} if shape.get("blank") else {}))
-        one["times"] += 1
+        entry = made.setdefault(step["path"], new | ({"blank": shape["blank"]} if shape.get("blank") else {}))
+        entry["times"] += 1
         for name, kinds in shape["columns"].items():
-            every = f"{one['columns'].get(name, '')}|{kinds}".split("|")
-            one["columns"][name] = "|".join(dict.fromkeys(filter(None, every)))
+            every = f"{entry['columns'].get(name, '')}|{kinds}".split("|")
+            entry["columns"][name] = "|".join(dict.fromkeys(filter(None, every)))
     return dict(first_fitting([*made.items()], BASELINE_BYTES_MAX))
 
 
@@ -2568,8 +2568,8 @@ def usable_secret(
 
 def places_of(asked: Mapping[str, bool], folder: str, environ: Mapping[str, str]) -> dict[str, str | None]:
     """Returns where each secret is found: None if it is missing, `default` if the code can do without it."""
-    found = {name: usable_secret(name, folder, environ)[1] for name in sorted(asked)}
-    return {name: place or (None if asked[name] else "default") for name, place in found.items()}
+    places = {name: usable_secret(name, folder, environ)[1] for name in sorted(asked)}
+    return {name: place or (None if asked[name] else "default") for name, place in places.items()}
 
 
 #: Hiding a shorter secret would hide ordinary words too.
@@ -4746,8 +4746,8 @@ def finding_of(look: Callable[[Patient], Finding], patient: Patient) -> Finding:
 
 
 def check_row(name: str, finding: Finding) -> Json:
-    status, found, remedy = ("pass", finding, "") if isinstance(finding, str) else finding
-    return {"name": name, "status": status, "found": found, "remedy": remedy}
+    status, text, remedy = ("pass", finding, "") if isinstance(finding, str) else finding
+    return {"name": name, "status": status, "found": text, "remedy": remedy}
 
 
 class Patient:
@@ -4987,8 +4987,8 @@ class View:
             document = omit(document, document.keys() - about) | {"changed": omit(document, about)}
         if name == "deploy" and "dry_run" in document:
             parts = ("schedule", "options", "params", "secrets", "code")
-            told = ((row, key) for row in document["pipelines"] for key in parts if key in row)
-            changed = {key if key == "code" else f"{row['name']} {key}": row.pop(key) for row, key in told}
+            pairs = ((row, key) for row in document["pipelines"] for key in parts if key in row)
+            changed = {key if key == "code" else f"{row['name']} {key}": row.pop(key) for row, key in pairs}
             document["changed"] = without_empty(changed) or False
         if "moved" in document:
             times = zip(*(document.pop(key) for key in ("local", "ticks", "moved")), strict=True)
@@ -6253,8 +6253,8 @@ async def wait(
 
 def seen_runs(call: Call, words: list[str]) -> dict[str, str]:
     """Returns run id → status of the runs that these ids, or beginnings of ids, name."""
-    found = [subject_of(call, "Subject", word) for word in dict.fromkeys(words)]
-    run_ids = dict.fromkeys(map(call.ask.pick_live, found))
+    subjects = [subject_of(call, "Subject", word) for word in dict.fromkeys(words)]
+    run_ids = dict.fromkeys(map(call.ask.pick_live, subjects))
     return {run_id: call.ask.status_of(run_id) for run_id in run_ids}
 
 
@@ -6721,11 +6721,11 @@ TICKS_SHOWN = 5
 
 
 def first_ticks(call: Call, times: Times | None, after: int, most: int, until: int = TIME_MAX) -> list[Tick]:
-    found = []
+    ticks = []
     for tick in itertools.islice(times.ticks(after, until) if times else (), most):
-        found.append(tick)
+        ticks.append(tick)
         call.budget.check()  # some expressions are due once in forty years
-    return found
+    return ticks
 
 
 def preview(call: Call, times: Times | None, zone: Zone, after: int, limit: int = TICKS_SHOWN) -> Json:
@@ -6992,8 +6992,8 @@ async def mend(call: Call, attempt: Json, healing: Json, auto: bool) -> Json:
         proof = {"verify": run_id, "probation": healing["probation"], "expect": attempt["version"]}
         deployed = await deploy(call, files, entry=entry, name=name, dry_run=not auto, **proof)
         shown = {} if auto else {"files": files, "entry": entry, "probation": healing["probation"]}
-        found = {"verdict": "fixed" if auto else "proven", "proof": deployed["proof"], "risks": [], **shown}
-        return found | pick(deployed["pipelines"][0], "version")
+        outcome = {"verdict": "fixed" if auto else "proven", "proof": deployed["proof"], "risks": [], **shown}
+        return outcome | pick(deployed["pipelines"][0], "version")
 
     done: Json = {}
     if problem := await ask_until(call, asked, healing, done, take):
@@ -7103,13 +7103,14 @@ def past_words(tick: Json) -> str:
 
 def future_words(kind: str | None, coming: Json, blockers: list[Json]) -> str:
     """Says in a sentence when a pipeline runs next."""
-    if stops := dict.fromkeys(hold["by"] for hold in blockers if hold["by"] in ("disabled", "paused", "invalid")):
+    causes = dict.fromkeys(blocker["by"] for blocker in blockers)
+    if stops := [cause for cause in causes if cause in ("disabled", "paused", "invalid")]:
         return f"It does not run by itself: {', '.join(stops)}."
     if coming["tick"]:
         return f"It runs next at {coming['local']} ({coming['tick']}{MOVED if coming['moved'] else ''})."
-    for hold in blockers:
-        if hold["by"] == "upstream" and not kind:
-            return f"It runs after the next success of: {', '.join(hold['waiting_for'])}."
+    for blocker in blockers:
+        if blocker["by"] == "upstream" and not kind:
+            return f"It runs after the next success of: {', '.join(blocker['waiting_for'])}."
     return "No tick is to come." if kind else "It has no schedule."
 
 
@@ -7533,15 +7534,15 @@ async def namespace_audit(call: Call, asks: NamespaceName, owns: NamespaceName) 
     leaks: list[Json] = []
     for scope, (entry, kind, given, like) in itertools.product(("operate", "admin"), audited_calls(own, words)):
         caller, word = Caller(full_name("audit", asks), scope, namespace=asks), words.get(kind, "")
-        told = await heard_by(call, caller, entry, given)
-        missing = told if given == like else await heard_by(call, caller, entry, like)
+        heard = await heard_by(call, caller, entry, given)
+        missing = heard if given == like else await heard_by(call, caller, entry, like)
         asked = encode_json([given, full_name(str(word), DEFAULT_NAMESPACE)])
-        is_other = without_word(told, word) != without_word(missing, word_of_nobody(word))
-        would_write = kind != "asked" and told.startswith(WOULD_WRITE)
-        verdict = "refused" if told.startswith(NOT_TOLD) else "nothing"
-        if is_other or would_write or any(mark in told and mark not in asked for mark in marks):
+        is_other = without_word(heard, word) != without_word(missing, word_of_nobody(word))
+        would_write = kind != "asked" and heard.startswith(WOULD_WRITE)
+        verdict = "refused" if heard.startswith(NOT_TOLD) else "nothing"
+        if is_other or would_write or any(mark in heard and mark not in asked for mark in marks):
             verdict = "LEAK"
-            leaks.append({"operation": entry.words, "scope": scope, "given": given, "told": cut_text(told, 500)})
+            leaks.append({"operation": entry.words, "scope": scope, "given": given, "told": cut_text(heard, 500)})
         row = matrix.setdefault(entry.name, {"operation": entry.words})
         row[kind] = max(verdict, row.get(kind, verdict), key=("nothing", "refused", "LEAK").index)
     return {"ok": not leaks, "asks": asks, "owns": owns, "words": words, "matrix": [*matrix.values()], "leaks": leaks}
@@ -7637,11 +7638,11 @@ def word_of_nobody(word: Any) -> Any:
     return re.sub(r"\w(?=\W*$)", lambda last: "y" if last[0] == "z" else "z", word) if isinstance(word, str) else word
 
 
-def without_word(told: str, word: Any) -> str:
+def without_word(text: str, word: Any) -> str:
     """Returns what was told without the word, and without the hint, which may be a word that looks alike."""
     for form in (str(word), full_name(str(word), DEFAULT_NAMESPACE)) if word else ():
-        told = told.replace(form, "…")
-    return told.partition("\n")[0]
+        text = text.replace(form, "…")
+    return text.partition("\n")[0]
 
 
 async def heard_by(call: Call, caller: Caller, entry: Operation, given: Json) -> str:
@@ -8174,7 +8175,7 @@ def manual_page(topic: str) -> str:
 def filled(text: str) -> str:
     """Wraps the paragraphs and items of a text, and puts what PARTS makes in the place of each line `<part …>`."""
     paragraph = r"(?m)^(- |\d\. |)([A-Z`].*(?:\n(?!- |\d\. |<) *\S.*)*)"
-    text = re.sub(paragraph, lambda found: wrapped(found[0], "", len(found[1])), text)
+    text = re.sub(paragraph, lambda match: wrapped(match[0], "", len(match[1])), text)
     return re.sub(r"(?m)^<(\w+) ?(.*)>$", lambda part: lines_of(PARTS[part[1]](*part[2].split())), text)
 
 
@@ -8741,14 +8742,14 @@ ANSWERS = {
 def shapes() -> dict[str, Any]:
     """Returns kind → its fields, or its schema: what VALUES says of texts bounds what is written, not what is shown."""
     plain = {kind: {"type": it.get("type", "string")} if it else it for kind, it in VALUES.items() if type(it) is dict}
-    found = VALUES | plain | {"text": {"type": "string"}, "time": {"type": "string", "format": "date-time"}}
+    kinds = VALUES | plain | {"text": {"type": "string"}, "time": {"type": "string", "format": "date-time"}}
     for names, fields in re.findall(r"(\S+):\s([^;]*);", SHAPES):
         owner, *others = names.split(",")
         while inner := re.search(r"(\w+)(\??:)\{([^{}]*)\}", fields):
-            found[part := f"{owner}.{inner[1]}"] = inner[3]
+            kinds[part := f"{owner}.{inner[1]}"] = inner[3]
             fields = fields.replace(inner[0], f"{inner[1]}{inner[2]}{part}")
-        found |= dict.fromkeys((owner, *others), fields)
-    return found
+        kinds |= dict.fromkeys((owner, *others), fields)
+    return kinds
 
 
 def usual_kind(word: str) -> str:
@@ -8759,16 +8760,16 @@ def usual_kind(word: str) -> str:
 
 def fields_of(document: str) -> dict[str, tuple[str, bool]]:
     """Returns word → its kind, and whether it is always there."""
-    found: dict[str, tuple[str, bool]] = {}
+    members: dict[str, tuple[str, bool]] = {}
     for field in shapes()[document].split():
         name, _, kind = field.partition(":")
         word = name.rstrip("?")
         if word[0] == "&":
             others = fields_of(word[1:])
-            found |= {other: (kind, always and name == word) for other, (kind, always) in others.items()}
+            members |= {other: (kind, always and name == word) for other, (kind, always) in others.items()}
         else:
-            found[word] = kind or usual_kind(word), name == word
-    return found
+            members[word] = kind or usual_kind(word), name == word
+    return members
 
 
 def schema_of(kind: str, parts: Json) -> Json:
@@ -8781,7 +8782,7 @@ def schema_of(kind: str, parts: Json) -> Json:
     if kind[-1] == "%":
         return {"type": "object", "additionalProperties": schema_of(kind[:-1], parts)}
     if "|" in kind:
-        return {"anyOf": [schema_of(one, parts) for one in kind.split("|")]}
+        return {"anyOf": [schema_of(it, parts) for it in kind.split("|")]}
     if kind[0] == "=":
         return {"const": kind[1:]}
     if isinstance(shape := shapes()[kind], dict):
@@ -10393,7 +10394,7 @@ def readiness(daemon: Daemon, _: Caller | None) -> tuple[int, str]:
         "the queue is full": daemon.store.ask.totals()["queued"] >= daemon.settings["max_queued"],
         "the store cannot be written": daemon.store.database.is_full,
     }
-    reasons = [reason for reason, holds in obstacles.items() if holds]
+    reasons = [reason for reason, is_so in obstacles.items() if is_so]
     return 503 if reasons else 200, "\n".join(reasons or ["ready"]) + "\n"
 
 
@@ -10493,8 +10494,8 @@ class Outbox:
 
     async def step(self, recipient: Recipient) -> float | None:
         """Sends the next event if it is time; returns after how many seconds there is more, None: if there is news."""
-        one, now = "SELECT * FROM recipients WHERE name = ?", self.store.clock.time()
-        row = self.store.ask.row(one, recipient.name)
+        question, now = "SELECT * FROM recipients WHERE name = ?", self.store.clock.time()
+        row = self.store.ask.row(question, recipient.name)
         if row is None:
             await self.store.write(self.begin, [*self.recipients])
             return 0.0
@@ -10715,9 +10716,9 @@ async def exchange(
     if parts.scheme not in ("http", "https") or not host or not re.fullmatch("[!-~]+", parts.geturl()):
         raise BadRequest("the URL is none of http or https")
     port = parts.port or (443 if secure else 80)
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    addresses = [str(place[0]) for *_, place in sorted(found, key=operator.itemgetter(0))]  # first those of IPv4
-    address = next((one for one in addresses if private or not is_private(one)), None)
+    places = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = [str(place[0]) for *_, place in sorted(places, key=operator.itemgetter(0))]  # first those of IPv4
+    address = next((it for it in addresses if private or not is_private(it)), None)
     if address is None:
         raise Forbidden(f"{host} is {addresses[0]}, a private address", "private = true allows it")
     tls: Json = {"ssl": await asyncio.to_thread(ssl.create_default_context), "server_hostname": host} if secure else {}
@@ -11028,13 +11029,13 @@ SOURCE_LINES = 25
 
 def function_around(text: str, line: int) -> tuple[int, int]:
     """Returns the first and the last line of the innermost function that a line is in, or of some lines around it."""
-    found: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
         nodes = ast.walk(ast.parse(text))
         functions = [node for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
-        found += [(node.lineno, node.end_lineno or line) for node in functions]
+        spans += [(node.lineno, node.end_lineno or line) for node in functions]
     around = line - SOURCE_LINES, line + SOURCE_LINES
-    first, last = max((pair for pair in found if pair[0] <= line <= pair[1]), default=around)  # a run may say any line
+    first, last = max((pair for pair in spans if pair[0] <= line <= pair[1]), default=around)  # a run may say any line
     return max(first, around[0], 1), min(last, around[1])
 
 
@@ -11143,8 +11144,8 @@ def cut(value: Any, room: int, rank: Callable[[list[Any], int], Any]) -> Any:
         return cut(part, room // SHARES.get(type(part), 4), rank)
 
     order = sorted(range(len(items))[: max(room, STEPS_MAX)], key=functools.partial(rank, items))[:room]
-    told = [(number, keys[number], smaller(None, items[number])) for number in order]
-    shown = {key: item for _, key, item in sorted(first_fitting(told, room))}
+    made = [(number, keys[number], smaller(None, items[number])) for number in order]
+    shown = {key: item for _, key, item in sorted(first_fitting(made, room))}
     return [*shown.values()] if isinstance(value, list) else shown
 
 
@@ -11404,11 +11405,11 @@ def types_seen(caller: Caller, asked: str | None) -> list[str]:
     seen = [name for name in TYPES_OF if caller.scope == "admin" or name not in SECRET_EVENTS]
     types = []
     for word in ("*" if asked is None else asked).split(",", FIELDS_MAX):
-        found = [name for name in seen if len(word) <= WORD_MAX and fnmatch.fnmatchcase(name, word.strip())]
-        if not found:
+        names = [name for name in seen if len(word) <= WORD_MAX and fnmatch.fnmatchcase(name, word.strip())]
+        if not names:
             hint = did_you_mean(word, seen, f"known: {', '.join(seen)}")
             raise BadRequest(f"no event has the type '{word}'", hint)
-        types += [one for name in found for one in TYPES_OF[name]]
+        types += [it for name in names for it in TYPES_OF[name]]
     return types
 
 
@@ -11566,7 +11567,7 @@ class Deployment:
                 if "could not serialize access" not in (process.outcome.error or {"message": ""})["message"]:
                     break
             done.append(rehearsal_document(process))
-        signs = [[one["status"], [omit(effect, ("against",)) for effect in one["effects"]]] for one in done]
+        signs = [[it["status"], [omit(effect, ("against",)) for effect in it["effects"]]] for it in done]
         answer = {"like": self.trial["like"], **done[-1], "memos": "not used"}
         if pipeline["executor"]:
             answer["unobserved"].append(f"executor {pipeline['executor']}: this was done on the daemon's machine")
@@ -11610,9 +11611,9 @@ class Deployment:
         """Raises Unproven if one of these risks is not allowed."""
         self.risks += risks
         if refused := [risk for risk in self.risks if risk["risk"] not in self.allow]:
-            told = "; ".join(f"{risk['what']} ({risk['risk']})" for risk in refused[:3])
+            shown = "; ".join(f"{risk['what']} ({risk['risk']})" for risk in refused[:3])
             hint = "mend that, or say with --allow NAME what is meant"
-            raise Unproven(f"it shows risks: {told}", hint, risks=refused)
+            raise Unproven(f"it shows risks: {shown}", hint, risks=refused)
 
     def compare(self, call: Call, pipelines: list[Json]) -> Json:
         """Returns the live pipelines that these files no longer have, and where those that they replace came from."""
@@ -11701,7 +11702,7 @@ def rehearsal_of(call: Call, name: str | None, like: str | None) -> Json:
 
 def rehearsal_document(process: Process) -> Json:
     """Returns how a rehearsal went."""
-    status, error, told = process.outcome.status, process.outcome.error, process.effects
+    status, error, effects = process.outcome.status, process.outcome.error, process.effects
     if error is not None:
         copies = os.path.join(process.directory, "now")
         error |= {key: error[key].replace(copies, "") for key in ("message", "hint") if error[key]}
@@ -11716,11 +11717,11 @@ def rehearsal_document(process: Process) -> Json:
         "status": status if status in ("success", "timed_out") else "failed",
         "error": error,
         "duration_ms": round((ended["mono"] - began["mono"]) * 1000, 3) if began and ended else None,
-        "effects": told.get("effects", []),
+        "effects": effects.get("effects", []),
         "checks": [pick(record, "name", "step") | record["data"] for record in process.kept if record["t"] == "check"],
         "steps": [omit(step, ("t", "n", "at", "finished_n")) for step in steps.values()],
-        "unobserved": told.get("unobserved", ["what has changed: the rehearsal did not reach its end"]),
-        "refused": told.get("refused", []),
+        "unobserved": effects.get("unobserved", ["what has changed: the rehearsal did not reach its end"]),
+        "refused": effects.get("refused", []),
     }
 
 
@@ -11840,8 +11841,8 @@ def compare_sources(before: Sources, now: Sources) -> str:
             diff = difflib.unified_diff(first, second, old, new) if short else ()
             said = "".join(it if it.endswith("\n") else f"{it}\n\\ No newline at end of file\n" for it in diff)
         text += said or f"{old} and {new} differ\n"
-    rest = len(text) - DIFF_CHARACTERS_MAX
-    return text if rest <= 0 else f"{text[:DIFF_CHARACTERS_MAX]}\n… {rest:,} more characters\n"
+    more = len(text) - DIFF_CHARACTERS_MAX
+    return text if more <= 0 else f"{text[:DIFF_CHARACTERS_MAX]}\n… {more:,} more characters\n"
 
 
 def load_error(entry: str, error: Json) -> LoadFailed:
@@ -12290,16 +12291,16 @@ def written_deviations(seen: Json, before: list[Json], now: list[Json]) -> Itera
         if target not in new or target not in old:
             yield ("place" if target in new else "load_gone"), text
             continue
-        was, told = seen.get(old[target]["path"]), new[target]
-        share = (told["rows"] / max(read_now, 1)) / max(old[target]["rows"] / max(read, 1), 1e-9)
+        was, after = seen.get(old[target]["path"]), new[target]
+        share = (after["rows"] / max(read_now, 1)) / max(old[target]["rows"] / max(read, 1), 1e-9)
         if read and not 1 - ROWS_SHARE <= share <= 1 + ROWS_SHARE:
-            yield "rows", f"{text}: {old[target]['rows']} of {read} → {told['rows']} of {read_now}"
-        elif not read and not 0.5 < told["rows"] / max(old[target]["rows"], 1) < 2:
-            yield "rows", f"{text}: {old[target]['rows']} → {told['rows']}"
-        for change in differences(was, told) if was else ():
+            yield "rows", f"{text}: {old[target]['rows']} of {read} → {after['rows']} of {read_now}"
+        elif not read and not 0.5 < after["rows"] / max(old[target]["rows"], 1) < 2:
+            yield "rows", f"{text}: {old[target]['rows']} → {after['rows']}"
+        for change in differences(was, after) if was else ():
             risk = change["what"] if change["what"] in RISKS else "columns"
             yield risk, f"{text}: {difference_text([change])}"
-        for column in told["blank"]:
+        for column in after["blank"]:
             if was and column in was["columns"] and column not in was.get("blank", ()):
                 yield "blank", f"{text}: {column}"
 
@@ -12520,20 +12521,20 @@ def verdict(
     The order of these lines is the precedence.  An outcome from before the stop counts, whatever came
     after it; an exit code of 0 without an outcome means nothing.
     """
-    told = last_record or {"t": None, "stopped": True}
-    raised: Json = told.get("error", {})
-    if stopping and told["stopped"]:
+    last = last_record or {"t": None, "stopped": True}
+    raised: Json = last.get("error", {})
+    if stopping and last["stopped"]:
         error = bare_error(*STOPPED[stopping])
         places = ("step", "file", "line", "code", "frames", "facts")
         error |= {key: raised[key] for key in places if key in raised}
         if stopping == "timed_out" and limit_s is not None:
             error["message"] += f" of {limit_s:g} s"
             error["facts"] = {"limit_s": limit_s} | (error["facts"] or {})
-        return Outcome(stopping, told.get("result"), error)
-    if told["t"] == "returned":
-        return Outcome("success", told["result"], None, told.get("state"))
+        return Outcome(stopping, last.get("result"), error)
+    if last["t"] == "returned":
+        return Outcome("success", last["result"], None, last.get("state"))
     if raised:
-        return Outcome("failed", None, raised, retry=told.get("retry"))
+        return Outcome("failed", None, raised, retry=last.get("retry"))
     if ended is None or ("lost" in ended and "host" not in ended):
         why = ended["lost"] if ended else "its process and fork server vanished without an end record"
         return Outcome("lost", None, bare_error("lost", "ProcessLost", why))
@@ -12791,8 +12792,8 @@ class Process:
     def unfinished(self) -> Iterator[Json]:
         """Yields what the run has printed after its last newline, such as a progress bar."""
         for stream in ("stdout", "stderr"):
-            if told := self.position.get(f"unfinished {stream}"):
-                yield pick(told, "stream", "step", "message")
+            if record := self.position.get(f"unfinished {stream}"):
+                yield pick(record, "stream", "step", "message")
             lines, _, _ = read_lines(f"{self.path}.{stream}", self.position[stream], FILE_BYTES_MAX, final=True)
             text = self.mask.text(b"\n".join(lines))
             text = text[: len(text) - self.mask.longest]  # what may begin a secret waits for its end
@@ -12809,8 +12810,8 @@ def fault_stacks(lines: list[bytes]) -> tuple[Json, list[Json]]:
     place: Json = {}
     stacks: list[Json] = []
     for part in b"\n".join(lines).decode("utf-8", "replace").split("\n\n"):
-        found = re.findall(r'^ *File "(.+)", line (\d{1,9}) in (.+)', part, re.MULTILINE)[::-1]
-        frames = [(re.split(r"/versions/[0-9a-f]+/|/tau-run-[^/]+/files/", path), *rest) for path, *rest in found]
+        matches = re.findall(r'^ *File "(.+)", line (\d{1,9}) in (.+)', part, re.MULTILINE)[::-1]
+        frames = [(re.split(r"/versions/[0-9a-f]+/|/tau-run-[^/]+/files/", path), *more) for path, *more in matches]
         frames = [*itertools.dropwhile(lambda frame: len(frame[0]) == 1, frames)]  # from a deployed file on
         name = "MainThread" if "Current thread" in part else "thread"
         texts = [f"{parts[-1]}:{line} {function}" for parts, line, function in frames[-STACK_FRAMES:]]
@@ -13183,8 +13184,8 @@ class Runner:
             kill_marked(process.start)
             process.ended = process.remote.get("end")  # the fork server here is gone, the other machine may not be
         ended, limit_s = process.end(), process.timeout_s
-        if process.stopping and (ended or {}).get("signal") and (told := process.last_record) and not told["stopped"]:
-            process.log([f"it was ended while it waited for {told['waits_for']}"], "warning")
+        if process.stopping and (ended or {}).get("signal") and (last := process.last_record) and not last["stopped"]:
+            process.log([f"it was ended while it waited for {last['waits_for']}"], "warning")
         process.outcome = verdict(process.last_record, ended, process.stopping, process.start, limit_s)
         if (error := process.outcome.error) is not None and process.last_record is None and process.fault:
             place, stacks = fault_stacks(process.fault)
@@ -13219,7 +13220,8 @@ class Runner:
             await asyncio.sleep(POLL_WATCHED_S)  # not born yet: watch() reads its first record
         if not process.executor:  # else the outpost does this
             note_stop(process.path)
-        for number, patience in ((signal.SIGTERM, self.grace(process)), (signal.SIGKILL, 5.0))[force:]:
+        signals = [(signal.SIGTERM, self.grace(process)), (signal.SIGKILL, 5.0)]
+        for number, patience in signals[1:] if force else signals:
             if process.start is not None and not process.closed.is_set():
                 is_deaf = number == signal.SIGKILL and not force and process.last_record is None
                 if is_deaf and not process.executor and is_alive(process.start) and hasattr(signal, "SIGRTMAX"):
@@ -13513,7 +13515,7 @@ class Agenda:
         enabled = bool(old["enabled"]) if enabled is None else enabled
         reasons = {"undeployed": live is None, "disabled": not enabled, "paused": self.sql.pause(name)}
         reasons["invalid"] = live is not None and self.fault(name, live, command) is not None
-        held = next((reason for reason, holds in reasons.items() if holds), None)
+        held = next((reason for reason, is_so in reasons.items() if is_so), None)
         before, options = old["options"], schedule_options(live or {}, command)
         new = old | {"command": command, "options": options, "enabled": int(enabled), "held": held}
         if options != before or (old["held"] is not None and new["held"] is None):
@@ -13839,7 +13841,7 @@ def wants_backfill(latest: Json | None, only: str) -> bool:
 
 
 #: The causes of gaps whose ticks never run: no run was wanted then.
-HOLDS = ("paused", "disabled", "undeployed", "invalid", "edited", "restored")
+HELD_FOR = ("paused", "disabled", "undeployed", "invalid", "edited", "restored")
 #: A tick that is decided within this time is on time; a later one was missed, and the misfire policy rules.
 ON_TIME_S = 10
 #: Missed ticks of an expression are counted up to here; a higher count says "at least".
@@ -13854,7 +13856,7 @@ def due(row: Json, times: Times, now: int, active: Sequence[str], gaps: Sequence
     plan = Plan(row, times, active, gaps)
     until = now - delay_of(row["pipeline"], row["options"]["jitter_s"])
     for gap in gaps:
-        if gap["cause"] in HOLDS:
+        if gap["cause"] in HELD_FOR:
             plan.skip(min(gap["until"], until), "tick.skipped", gap["cause"])
     plan.catch_up(until)
     while plan.next is not None and plan.next[0] <= until:
@@ -13930,7 +13932,7 @@ class Plan:
     def cause(self, tick: int) -> Json:
         """Returns why a tick was not decided in time, if that is known."""
         for gap in reversed(self.gaps):
-            if gap["from"] < tick <= gap["until"] and gap["cause"] not in HOLDS:
+            if gap["from"] < tick <= gap["until"] and gap["cause"] not in HELD_FOR:
                 return {"cause": {"what": gap["cause"], "from": rfc3339(gap["from"]), "until": rfc3339(gap["until"])}}
         return {}
 
@@ -14915,9 +14917,9 @@ class Store:
 
     def tell_near(self, name: str, quota: Json, today: str) -> None:
         """Adds an event about a quota, unless there was one today; *name* is the pipeline of which a run came near."""
-        key, told = f"{namespace_of(name)} {quota['quota']}", self.sql.remembered("near") or {}
-        if told.get(key) != today:
-            self.remember("near", {other: day for other, day in told.items() if day == today} | {key: today})
+        key, days = f"{namespace_of(name)} {quota['quota']}", self.sql.remembered("near") or {}
+        if days.get(key) != today:
+            self.remember("near", {other: day for other, day in days.items() if day == today} | {key: today})
             self.event("quota.near", name, None, quota)
 
     def quotas(self, ask: Questions, namespace: Json, among: Sequence[str] = QUOTAS) -> list[Json]:
@@ -15667,10 +15669,10 @@ class Questions(Sql):
         """Returns the run (of *among*) whose id begins so, or the last one of an incident; NotFound or BadRequest."""
         begin = self.value("SELECT last_run FROM incidents WHERE incident = ?", prefix) or prefix.lower()
         condition, values = where({"run_id >= ?": begin, "run_id <= ?": f"{begin}~", AMONG: among})
-        found = self.only_run(f"several runs begin with '{prefix}'", condition, *values)
-        if not found or not prefix:
+        run_id = self.only_run(f"several runs begin with '{prefix}'", condition, *values)
+        if not run_id or not prefix:
             raise NotFound(f"no run '{prefix}'", "`tau runs` lists them")
-        return found
+        return run_id
 
     def only_run(self, several: str, condition: str, *values: str) -> str | None:
         """Returns the only run of a condition, None without one.  If there are *several*, BadRequest lists them."""
@@ -15712,8 +15714,8 @@ class Questions(Sql):
         return run
 
     def success_before(self, name: str, before: str) -> str | None:
-        found = "SELECT max(run_id) FROM runs WHERE pipeline = ? AND status = 'success' AND run_id < ?"
-        run_id: str | None = self.value(found, name, before)
+        question = "SELECT max(run_id) FROM runs WHERE pipeline = ? AND status = 'success' AND run_id < ?"
+        run_id: str | None = self.value(question, name, before)
         return run_id
 
     def evidence(self, run_id: str) -> Json:
@@ -15832,8 +15834,8 @@ class Questions(Sql):
 
     def incidents(self, limit: int, conditions: Json) -> Page:
         """Returns incidents, open ones first, then the latest, and how many there are."""
-        told = "incident, status, count, first_at, last_at, pipeline, step, type, message, last_run, versions, fixed_by"
-        return self.page(told, "incidents", conditions, "status DESC, last_at DESC, incident", limit)
+        columns = "incident, status, count, first_at, last_at, pipeline, step, type, message, last_run, versions"
+        return self.page(f"{columns}, fixed_by", "incidents", conditions, "status DESC, last_at DESC, incident", limit)
 
     def unfinished(self) -> list[Json]:
         """Returns the attempts that were live when the last daemon ended."""
@@ -16766,8 +16768,8 @@ class Circumstances:
 def packages_in(folders: list[str]) -> dict[str, str]:
     """Returns the versions of the packages that are installed there, by name."""
     names = sorted(name for folder in folders for name in names_below(folder))
-    found = (re.fullmatch(r"([^-]+)-([^-]+)(?:-py3[.\d]*)?\.(?:dist|egg)-info", name) for name in names)
-    return {match[1].lower().replace("_", "-"): match[2] for match in found if match}
+    matches = (re.fullmatch(r"([^-]+)-([^-]+)(?:-py3[.\d]*)?\.(?:dist|egg)-info", name) for name in names)
+    return {match[1].lower().replace("_", "-"): match[2] for match in matches if match}
 
 
 async def run_to_end(
@@ -16911,7 +16913,7 @@ class Metrics:
     def families(self, namespace: str | None) -> Families:
         """Returns all families, or of a namespace those that tell namespaces apart."""
         own = "" if namespace is None else f'namespace="{namespace}"'
-        shown = {name: {of: one for of, one in tallies.items() if own in of} for name, tallies in self.tallies.items()}
+        shown = {name: {of: it for of, it in tallies.items() if own in of} for name, tallies in self.tallies.items()}
         return {name: (FAMILIES[name][0], some) for name, some in shown.items() if some or not own}
 
 
@@ -17330,7 +17332,7 @@ class Nursery:
         self.warm: dict[WarmKey, WarmProcess] = {}
         self.cold: dict[WarmKey, str] = {}  # why
         self.most: Json = {}  # the settings
-        self.told: list[Json] = []
+        self.sent: list[Json] = []  # to the daemon, the last time
 
     def get(self, job: Json) -> Mother | None:
         """Returns who forks such a job; None if it needs a new interpreter."""
@@ -17356,9 +17358,9 @@ class Nursery:
             return bare
         if key not in self.warm and not self.remove_idle(lambda: len(self.warm) >= self.most["warm_processes"]):
             return bare
-        found = self.warm[key] = self.warm.get(key) or WarmProcess(key, self.server)
-        found.used_at = monotonic()
-        return found if found.state == "warm" else bare
+        process = self.warm[key] = self.warm.get(key) or WarmProcess(key, self.server)
+        process.used_at = monotonic()
+        return process if process.state == "warm" else bare
 
     def remove_idle(self, is_over: Callable[[], bool], spared: WarmProcess | None = None) -> bool:
         """Ends the processes that were used least recently and have no run, until a bound is kept: whether it is."""
@@ -17380,7 +17382,7 @@ class Nursery:
 
     def hear(self, ready: Collection[int]) -> None:
         """Takes the children that processes have forked, and what they say of their imports."""
-        for process in [one for one in self.warm.values() if one.channel in ready]:
+        for process in [it for it in self.warm.values() if it.channel in ready]:
             message = b""
             with contextlib.suppress(OSError):  # it was killed before it read all
                 message = os.read(process.channel, 1 << 18)
@@ -17419,8 +17421,8 @@ class Nursery:
             state = "warm" if process.state == "warm" else "starting"
             figures = {"import_ms": process.import_ms, "memory_bytes": process.memory_bytes, "pid": process.pid or None}
             shown.append(warm_document(process.key, state, **figures))
-        if shown != self.told:
-            self.told = shown
+        if shown != self.sent:
+            self.sent = shown
             self.server.tell({"warm": shown})
 
     def patience(self) -> float | None:
@@ -17471,7 +17473,7 @@ def warm_process() -> int:
 
 def fork_away(source: int, ahead: bool) -> Json:
     """Forks a child that becomes the fork server's: who is between us ends at once.  Returns its pid, 0 for none."""
-    told, teller = os.pipe()
+    answer, teller = os.pipe()
     middle = os.fork()
     if not middle:
         code = 1
@@ -17486,7 +17488,7 @@ def fork_away(source: int, ahead: bool) -> Json:
     os.waitpid(middle, 0)
     for descriptor in (source, teller):
         os.close(descriptor)
-    with open(told, "rb", buffering=0) as file:
+    with open(answer, "rb", buffering=0) as file:
         return {"pid": int(file.read(20) or 0)}
 
 
@@ -17524,16 +17526,16 @@ def import_ahead(modules: list[str], may_leave_threads: bool) -> Json:
 
 def belongings() -> dict[str, str]:
     """Returns what a fork would lose or share: the threads, files and children of this process, by /proc's name."""
-    found = {}
+    things = {}
     for number in os.listdir("/proc/self/task"):
         if (name := peek(f"/proc/self/task/{number}/comm").strip()) not in CAN_BE_LOST:
-            found[f"task/{number}"] = f"a thread '{name}'"
+            things[f"task/{number}"] = f"a thread '{name}'"
         for child in peek(f"/proc/self/task/{number}/children").split():
-            found[child] = f"a child process '{peek(f'/proc/{child}/comm').strip()}'"
+            things[child] = f"a child process '{peek(f'/proc/{child}/comm').strip()}'"
     for number in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the directory that was listed
-            found[f"fd/{number}"] = f"an open {os.readlink(f'/proc/self/fd/{number}')}"
-    return found
+            things[f"fd/{number}"] = f"an open {os.readlink(f'/proc/self/fd/{number}')}"
+    return things
 
 
 def become_run(source: int, ahead: bool) -> NoReturn:
@@ -18154,9 +18156,9 @@ def load_pipelines(attempt: Attempt) -> Json:
     imports = Imports(attempt.job["folder"])
     sys.meta_path.insert(0, imports)
     load_module(attempt.job["folder"], attempt.job["entry"])
-    found = {"imports": imports.document()}
+    imported = {"imports": imports.document()}
     rows = [pipeline.to_json() for pipeline in PIPELINES]
-    rows = [row | found if isinstance(row, dict) else row for row in rows]  # else what it says is judged as it is
+    rows = [row | imported if isinstance(row, dict) else row for row in rows]  # else what it says is judged as it is
     return attempt.returned(rows, LINE_BYTES_MAX)
 
 
@@ -19495,9 +19497,9 @@ def why_not(node: ast.expr, known: Json) -> Json:
     # To read an iterator would change it.
     if acts or any(hasattr(it, "__next__") for it in used) or is_secret(ast.unparse(node)):
         return {}
-    found: Json = {}
-    timed(lambda node: found.update(ask(node, known)) or "", node)
-    return found
+    values: Json = {}
+    timed(lambda node: values.update(ask(node, known)) or "", node)
+    return values
 
 
 def evaluated(part: ast.expr, known: Json) -> Any:
@@ -19515,7 +19517,7 @@ def failing_items(node: Any, known: Json) -> Json:
     """Returns how many items of how many fail a condition, and the first five."""
     item = ast.Name(node.generators[0].target.id, ast.Load())
     pairs = evaluated(ast.ListComp(ast.Tuple([item, node.elt], ast.Load()), node.generators), known)
-    wrong = [{"position": position, "row": row} for position, (row, holds) in enumerate(pairs, 1) if not holds]
+    wrong = [{"position": position, "row": row} for position, (row, is_right) in enumerate(pairs, 1) if not is_right]
     rows = [row | {"row": safe_repr(row["row"])} for row in wrong[:5]]
     return {"failing": len(wrong), "of": len(pairs), "rows": rows} if wrong else {}
 
@@ -19598,7 +19600,7 @@ def save_memo(attempt: Attempt, key: str, data: bytes) -> str | None:
 COPIED_MAX, COMPARED_MAX = 1 << 30, 1_000_000
 #: How long a rehearsal waits for another's lock.
 LOCK_S = 5.0
-TOLD_MAX = 100
+NOTES_MAX = 100
 #: Files that belong to a database beside them.
 BESIDE = r"(-wal|-shm|-journal|\.wal)$"
 #: Events of Python's audit that begin a child process.
@@ -19659,7 +19661,7 @@ class Rehearsal:
         self.doing = threading.local()  # .what: Tau itself reads a secret, asks a web server, or opens a database
         self.effects: dict[tuple[str, str], Json] = {}  # by place and resource
         self.keys: dict[tuple[str, str], list[str]] = {}  # that loads have named
-        self.told: dict[str, list[str]] = {"unobserved": [], "refused": []}
+        self.notes: dict[str, list[str]] = {"unobserved": [], "refused": []}
         self.held: dict[str, Any] = {}  # URL → the connection to a PostgreSQL, in one transaction
         self.houses: Json = {}  # place → a use of it
         self.tables: dict[tuple[str, str], tuple[list[str], Any]] = {}  # of it: the key, and how it was before
@@ -19675,8 +19677,8 @@ class Rehearsal:
                     self.compare()
             except Exception as problem:
                 self.tell("unobserved", f"what has changed: {safe_text(problem)}")
-            effects = [*self.effects.values()][:TOLD_MAX]
-            self.attempt.journal.write({"t": "rehearsal", "at": now(), "effects": effects, **self.told})
+            effects = [*self.effects.values()][:NOTES_MAX]
+            self.attempt.journal.write({"t": "rehearsal", "at": now(), "effects": effects, **self.notes})
             for connection in self.held.values():
                 vars(connection).pop("close")
                 connection.close()  # which rolls back
@@ -19723,8 +19725,8 @@ class Rehearsal:
         return self.working("secret")
 
     def tell(self, kind: str, what: str) -> None:
-        if what not in self.told[kind] and len(self.told[kind]) < TOLD_MAX:
-            self.told[kind].append(what)
+        if what not in self.notes[kind] and len(self.notes[kind]) < NOTES_MAX:
+            self.notes[kind].append(what)
 
     def refuse(self, what: str, hint: str = "a rehearsal must not reach further than the last success") -> None:
         folder = os.path.join(self.attempt.job["folder"], "")
@@ -19840,8 +19842,8 @@ class Rehearsal:
         for path in re.findall(OPENS_FILE, text, re.IGNORECASE):
             self.check_change(path)
         text = re.sub(NO_TABLES, " ", text)
-        if found := re.search(ENDS_TRANSACTION, text, re.IGNORECASE):
-            self.refuse(f"{found[1].upper()} in a statement", "the rehearsal is one transaction, which ends with it")
+        if match := re.search(ENDS_TRANSACTION, text, re.IGNORECASE):
+            self.refuse(f"{match[1].upper()} in a statement", "the rehearsal is one transaction, which ends with it")
 
     def remember(self, house: Any, uses: list[Json], keys: list[str]) -> None:
         """Keeps how tables of a PostgreSQL are before the first write to them; of files there are copies."""
@@ -19916,15 +19918,15 @@ class Rehearsal:
 
     def marks(self, what: str, batches: Batches, key: list[str]) -> Any:
         """Returns how often each row is there, by its key and a digest; None for too many rows."""
-        found: Any = collections.Counter()
+        counts: Any = collections.Counter()
         for batch in batches:
             for row in batch:
                 digest = digest_of_row(row)
-                found[tuple(str(row.get(name)) for name in key) if key else digest, digest] += 1
-            if found.total() > COMPARED_MAX:
+                counts[tuple(str(row.get(name)) for name in key) if key else digest, digest] += 1
+            if counts.total() > COMPARED_MAX:
                 self.tell("unobserved", f"what changes in {what}: it has more than {COMPARED_MAX:,} rows")
                 return None
-        return found
+        return counts
 
     def settle(self, place: str, resource: str, before: Any, after: Any) -> None:
         """Tells what differs between two states of the same rows."""
@@ -19971,8 +19973,8 @@ class Rehearsal:
         elif event in ("socket.getaddrinfo", "socket.gethostbyname") and arguments[0]:
             self.check_host(os.fsdecode(arguments[0]))
         elif event == "http.client.send" and self.does() != "web" and isinstance(arguments[1], bytes):
-            if found := re.match(rb"(?!GET |HEAD |OPTIONS |CONNECT )([A-Z]+) \S+ HTTP/", arguments[1]):
-                self.refuse(f"a {found[1].decode()} over HTTP: it may change something")
+            if match := re.match(rb"(?!GET |HEAD |OPTIONS |CONNECT )([A-Z]+) \S+ HTTP/", arguments[1]):
+                self.refuse(f"a {match[1].decode()} over HTTP: it may change something")
         elif event == "sqlite3.connect" and not re.match("$|:memory:|file:.*[?&]mode=ro", os.fsdecode(arguments[0])):
             self.check_change(arguments[0])
         elif event == "import" and arguments[0].partition(".")[0] in NATIVE and self.does() != "database":
@@ -20002,11 +20004,11 @@ class Rehearsal:
     @functools.cached_property
     def addresses(self) -> set[str]:
         """The addresses of the hosts."""
-        found: set[str] = set()
+        addresses: set[str] = set()
         for host in filter(None, self.hosts):
             with contextlib.suppress(OSError):
-                found |= {str(row[4][0]) for row in socket.getaddrinfo(host, None)}
-        return found
+                addresses |= {str(row[4][0]) for row in socket.getaddrinfo(host, None)}
+        return addresses
 
     def authorize(self, action: int, file: str | None, *where: str | None) -> int:
         """As an authorizer of SQLite, refuses to attach a file that is no copy."""
@@ -20155,8 +20157,8 @@ class Surroundings:
     def secret(self, name: str, lacking: str, default: str | None = None) -> str:
         """Returns a secret and hides it.  MissingSecret says what is *lacking* and where to put it."""
         with self.rehearsal.reading(name) if self.rehearsal is not None else contextlib.nullcontext():
-            found, place = read_secret(name, self.secrets)
-        value = default if found is None else found
+            given, place = read_secret(name, self.secrets)
+        value = default if given is None else given
         if value is None:
             where = f"`{shell_line('tau', 'secret', 'set', name)}` reads it from stdin; or export {name}=… for taud"
             is_local = self.attempt.job["run_id"] == LOCAL_RUN
@@ -20165,7 +20167,7 @@ class Surroundings:
             known = {*files, *os.environ, *names_below(os.environ.get("CREDENTIALS_DIRECTORY") or os.devnull)}
             known = {other for other in known if not other.startswith((*PRIVATE_ENVIRONMENT, KEY_CREDENTIAL))}
             raise MissingSecret(lacking, did_you_mean(name, known, where), secret=name)
-        self.attempt.hide(str(value), name if found is not None else None, place)
+        self.attempt.hide(str(value), name if given is not None else None, place)
         return str(value)
 
 
@@ -21163,9 +21165,9 @@ class Table(Place):
     def uses(self, how: str, query: str | None = None) -> list[Json]:
         words = query or self.resource or ""
         is_table = query is None and (how == "writes" or re.match(QUERY, words) is None)
-        found = [(how, words)] if is_table else tables_in(words) or [(how, "")]
+        tables = [(how, words)] if is_table else tables_in(words) or [(how, "")]
         usual = r"^(main|public|dbo)\."
-        return [{"how": way, "place": self.name, "resource": re.sub(usual, "", table)} for way, table in found]
+        return [{"how": way, "place": self.name, "resource": re.sub(usual, "", table)} for way, table in tables]
 
     def connect(self, begin: str, makes: bool = False) -> Any:
         """Returns a connection for a `with`: a transaction, rolled back by an exception.
@@ -21255,13 +21257,13 @@ def tables_in(query: str) -> list[tuple[str, str]]:
     """Returns the tables that SQL reads or writes, as far as words such as FROM and INTO tell."""
     text = re.sub(NO_TABLES, " ", query)
     own = {name.lower() for name in re.findall(rf"({SQL_NAME})\s+as\s+(?:not\s+)?(?:materialized\s+)?\(", text, re.I)}
-    found = []
+    uses = []
     for word, tables, call in re.findall(READ_OR_WRITTEN, text):
         how = "reads" if word.lower() in ("from", "join") else "writes"
         for table in () if call and how == "reads" else re.findall(rf"(?:^|,)\s*({SQL_TABLE})", tables):
             if table.lower() not in own | {"set", "select", "lateral"}:
-                found.append((how, re.sub(r"[\"`[\]]|\s*(\.)\s*", r"\1", table)))
-    return [*dict.fromkeys(found)][:50]
+                uses.append((how, re.sub(r"[\"`[\]]|\s*(\.)\s*", r"\1", table)))
+    return [*dict.fromkeys(uses)][:50]
 
 
 class Loading:
@@ -21704,12 +21706,12 @@ class Alchemy(Warehouse):
             return ()
         if queries is COLUMNS:
             return look.get_columns(*place)  # type: ignore[no-any-return]
-        found = [("primary", look.get_pk_constraint(*place)["constrained_columns"])]
+        keys = [("primary", look.get_pk_constraint(*place)["constrained_columns"])]
         for row in look.get_indexes(*place):  # a UNIQUE of a table has one
             is_partial = row.get("dialect_options", {}).get(f"{self.dialect}_where")
             is_key = row["unique"] and "expressions" not in row and not is_partial
-            found.append(("unique" if is_key else "indexes", row.get("expressions", row["column_names"])))
-        return [{"kind": kind, "columns": columns} for kind, columns in found]
+            keys.append(("unique" if is_key else "indexes", row.get("expressions", row["column_names"])))
+        return [{"kind": kind, "columns": columns} for kind, columns in keys]
 
     def can_widen(self, table: str, old: Column, column: Column) -> bool:
         """Whether Tau may have declared the old column, and no value in it would be rounded."""
@@ -22852,12 +22854,12 @@ def note_drift(step: Step, is_whole: bool = True) -> None:
         return
     now_seen = step.seen.document() | {"rows": step.rows_in if step.rows_out is None else step.rows_out}
     is_sure = is_whole and before["times"] == 1  # else only new columns and kinds tell anything
-    changes = [one for one in differences(before, now_seen) if is_sure or one["what"] in ("added", "retyped")]
-    fresh = [one for one in changes if one not in attempt.told]
-    if fresh and len(attempt.told) < DRIFTS_MAX:
+    changes = [change for change in differences(before, now_seen) if is_sure or change["what"] in ("added", "retyped")]
+    fresh = [change for change in changes if change not in attempt.drifts]
+    if fresh and len(attempt.drifts) < DRIFTS_MAX:
         about = {"t": "drift", "at": now(), "name": "", "step": step.path, "data": {"changes": fresh}}
         attempt.journal.write(about)
-        attempt.told += fresh
+        attempt.drifts += fresh
     if changes and attempt.drift == "fail":
         hint = 'if that is right from now on: @pipeline(drift="warn") until a run has succeeded'
         wrong = f"step '{step.path}' differs from the last success: {difference_text(changes)}"
@@ -22984,7 +22986,7 @@ class Attempt:
         self.rehearsal: Any = None  # a Rehearsal, if nothing may change
         self.has_read = False  # whether an extract or a query has returned rows
         self.drift, self.sample_rows = "ignore", 0  # as the pipeline says, once it is known
-        self.told: list[Json] = []  # the drift that steps have told
+        self.drifts: list[Json] = []  # that steps have told
         self.sampled = collections.deque[Step](maxlen=SAMPLED_STEPS)  # the last steps that have kept rows
 
     def stop(self, number: int, frame: FrameType | None) -> None:
@@ -23362,10 +23364,10 @@ def open_step() -> Step | None:
         return step
     own = {known.generator: known for known in Step.of_generators}
     frames = (frame for frame, _ in traceback.walk_stack(sys._getframe(1)))
-    found = next((own[frame] for frame in frames if frame in own), None)
-    while inner is not None and inner is not found:
+    innermost = next((own[frame] for frame in frames if frame in own), None)
+    while inner is not None and inner is not innermost:
         inner = inner.outer
-    return step if inner is found else found
+    return step if inner is innermost else innermost
 
 
 def call_in(step: Step | None, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
@@ -23624,8 +23626,8 @@ RETRIED_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 def facts_of(problem: BaseException, attempt: Attempt) -> Json | None:
     """Returns what an error's kind needs beyond its message and place, if there is something."""
     with contextlib.suppress(Exception):  # the values are user code's
-        told = (facts_about(reason, attempt) for reason in related(problem))
-        facts = attempt.facts or next(filter(None, told), {})
+        candidates = (facts_about(reason, attempt) for reason in related(problem))
+        facts = attempt.facts or next(filter(None, candidates), {})
         if "retryable" not in facts and not attempt.stopped and is_transient(problem):
             facts = {"retryable": True, **facts}
         return bounded_facts(SECRETS.document(facts))
@@ -23689,12 +23691,12 @@ def causes_of(problem: BaseException) -> list[BaseException]:
 
 def related(problem: BaseException, causes_only: bool = False) -> list[BaseException]:
     """Returns an exception with all that led to it: members of groups, causes, hidden ones too unless *causes_only*."""
-    found = [problem]
-    for reason in found:
+    chain = [problem]
+    for reason in chain:
         context = None if causes_only else reason.__context__
         others = (reason.__cause__, context, *getattr(reason, "exceptions", ()))
-        found += [other for other in others if isinstance(other, BaseException) and id(other) not in map(id, found)]
-    return found
+        chain += [other for other in others if isinstance(other, BaseException) and id(other) not in map(id, chain)]
+    return chain
 
 
 def full_text(problem: BaseException) -> str:
@@ -24078,7 +24080,7 @@ class Dashboard:
         made.check_time()
         self.end(session)  # not sooner: a link with a wrong word ends nothing
         self.sessions[row["sha256"]] = made
-        for old in [key for key, one in self.sessions.items() if one.digest == made.digest][:-SESSIONS_MAX]:
+        for old in [key for key, other in self.sessions.items() if other.digest == made.digest][:-SESSIONS_MAX]:
             self.end(self.sessions[old])
         await self.save()
         exchange.respond(made.about, "application/json", 200, self.set_cookie(exchange, head, given, value))

@@ -226,13 +226,13 @@ def forked(made: Tau, program: str, *words: Any) -> tuple[Child, IO[str]]:
 
 
 def ways(variable: str, every: Sequence[str], metafunc: pytest.Metafunc, is_everywhere: bool = True) -> list[str]:
-    """The ways in which a test is run: the first; of one that is run everywhere also others, if a variable says so.
+    """The ways in which a test is run: the first, unless it is one that is run everywhere and a variable says so.
 
-    These are all of them for `all`, and for `turns` one of them: another one for other tests.
+    For `all` these are all of them, for `turns` one of them: another one for other tests.
     """
     asked = os.environ.get(variable) if is_everywhere else None
-    turn = zlib.crc32(metafunc.function.__name__.encode()) % (len(every) - 1) + 1
-    return [*every] if asked == "all" else [every[0], every[turn]] if asked == "turns" else [every[0]]
+    turn = zlib.crc32(metafunc.function.__name__.encode()) % len(every) if asked == "turns" else 0
+    return [*every] if asked == "all" else [every[turn]]
 
 
 #: How `tau` reaches the daemon in tests of the command line: see ways().

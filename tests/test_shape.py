@@ -199,6 +199,10 @@ VAGUE = re.compile(r"(^|_)(keeps?|forgets?|pass_over|holds?|rest|told|found|one)
 TAKEN = {"Executor": "another machine", "Environments": "named daemons", "Target": "where data goes"}
 
 
+#: Variables that may be called so: an option of `tau prune`, a column of recipients, where a secret was, the end of a text.
+DOCUMENTED = {"keep", "told", "found", "rest"}
+
+
 def test_names_are_plain_words() -> None:
     names = {
         node.name
@@ -207,6 +211,9 @@ def test_names_are_plain_words() -> None:
     }
     assert sorted(name for name in names if VAGUE.search(name)) == []
     assert sorted(names & TAKEN.keys()) == []
+    variables = {node.id for node in ast.walk(tree()) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    variables |= {node.arg for node in ast.walk(tree()) if isinstance(node, ast.arg)}
+    assert sorted(filter(VAGUE.fullmatch, variables - DOCUMENTED)) == []
 
 
 def test_each_section_says_what_it_owns_calls_and_promises() -> None:
