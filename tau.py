@@ -2388,14 +2388,16 @@ def find_zone(name: str) -> datetime.tzinfo:
 def zone_hint(name: str) -> str:
     """Says what to write instead of a name; guesses no place."""
     example, word = "for example Europe/London", name.upper()
-    if word in ("Z", "ZULU", "UTC", "GMT"):
+    offset = re.fullmatch(r"(?:UTC|GMT)?([+-]\d\d?)(?::?00)?", word)
+    hours = int(offset[1]) if offset else 0
+    if word in ("Z", "ZULU", "UTC", "GMT") or (offset and not hours):
         return "write UTC"
-    if offset := re.fullmatch(r"(?:UTC|GMT)?([+-])0?(\d\d?)(?::?00)?", word):
-        there = f"Etc/GMT{'-+'[offset[1] == '-']}{offset[2]}"
-        return f"that is {there}, signed the other way round; a place, {example}, has summer time too"
+    if offset and -12 <= hours <= 14:
+        return f"that is Etc/GMT{-hours:+}, signed the other way round; a place, {example}, has summer time too"
     if re.fullmatch(r"[A-Z]{2,4}(\d[A-Z]*)?", name):
-        return "an abbreviation stands for several zones: name a place, for example America/Los_Angeles"
-    known = zoneinfo.available_timezones()
+        places = "America/Los_Angeles, Europe/London, Asia/Kolkata"
+        return f"an abbreviation stands for several zones: name the place whose clock is meant, such as {places}"
+    known = {zone for zone in zoneinfo.available_timezones() if not zone.startswith("Etc/")}
     same = [zone for zone in known if f"/{zone}".upper().endswith(f"/{word}")]
     return did_you_mean(name, same or (known if "/" in name else ()), example)
 
@@ -4176,7 +4178,11 @@ def find_command(words: Sequence[str]) -> tuple[str, list[str]]:
 
 #: A verb of other tools → ours.
 VERBS = {"stop": "'cancel' or 'shutdown'", "kill": "'cancel'", "ps": "'runs'", "start": "'run'", "trigger": "'run'"}
-VERBS |= {"rm": "'undeploy'", "delete": "'undeploy'"}
+VERBS |= dict.fromkeys(("rm", "delete", "remove", "destroy"), "'undeploy'")
+VERBS |= dict.fromkeys(("unschedule", "remove-schedule"), "'schedule NAME --clear' or 'schedule NAME --disable'")
+VERBS |= {"abort": "'cancel'", "terminate": "'cancel'", "execute": "'run'", "history": "'runs'", "undo": "'rollback'"}
+VERBS |= {"describe": "'show' or 'inspect'", "validate": "'check'", "explain": "'why'", "incidents": "'errors'"}
+VERBS |= {word: f"'schedule NAME --{word}'" for word in ("enable", "disable")}
 
 
 def next_words(group: str) -> dict[str, str]:
@@ -4268,6 +4274,7 @@ def add_argument(parser: argparse._ActionsContainer, argument: Argument) -> None
 
 
 METAVARS = {"list[Json]": "PATH", "FilePath": "PATH", "EnvironmentName": "NAME", "Json": "JSON", "Texts": "KEY=VALUE"}
+METAVARS |= {"Duration": "DURATION", "Size": "SIZE"}
 
 
 def read_value(argument: Argument, value: Any, options: Json) -> Any:
@@ -6338,7 +6345,7 @@ def runs(
     limit --last --limit  how many at most
     status        only those with this status
     trigger       only those that this has started
-    since         only those queued at this time or after it: 2026-01-01T06:00, or 24h ago
+    since         only those queued at this time or after it: 2026-01-01T06:00, 24h ago, or a whole run id
     until         only those queued before this time, or before the run with this whole id
 
         tau runs orders --last 10
@@ -6455,6 +6462,7 @@ async def logs(
         live = call.daemon.runner.live_process(run_id) if until is None else None
         if live is not None and attempt in (None, live.attempt):
             shown |= without_empty({"unfinished": [*filter(is_wanted, live.unfinished())]})
+            shown = omit(shown, ("hint",)) if "unfinished" in shown else shown
         return call.encode({"run_id": run_id, **shown, "log_dropped": dropped, **ends})
 
     if not follow:
@@ -7812,7 +7820,7 @@ def listing(call: Call, key: str, rows: list[Json], total: int | None = None, **
         answer["truncated"] = more | ({"at_least": True} if total == most + 1 else {})  # counting stops there
     elif not total and key in EMPTY:
         subject = {name: value for name, value in given.items() if name in ("name", "run_id", "all")}
-        is_sifted = any(omit(given, (*subject, "fields")).values())
+        is_sifted = any(it is not None and it is not False for it in omit(given, (*subject, "fields")).values())
         answer["hint"] = f"none is like that: `{call.chosen.line(subject)}` lists all" if is_sifted else EMPTY[key]
     return answer
 
@@ -8430,7 +8438,7 @@ Rules:
 - A secret goes to stdin of `tau secret set NAME`, never into a file or a command line.
 
 A run is queued, running, retrying (it waits for its next attempt), or has ended: success, failed (it raised, or its
-process died), timed_out, cancelled, or lost (its machine went down).
+process died), timed_out, cancelled, or lost (nobody knows its end: its machine went down, or the way there).
 
 <moves>
 
@@ -12518,10 +12526,14 @@ def verdict(
 ) -> Outcome:  # fmt: skip
     """Returns how a process ended; *stopping* is the status it was stopped for, *start* its first record.
 
-    The order of these lines is the precedence.  An outcome from before the stop counts, whatever came
-    after it; an exit code of 0 without an outcome means nothing.
+    The order of these lines is the precedence.  An outcome from before the stop counts, whatever came after it.
+    Without an outcome an exit code of 0 is no success.
+
+    It is lost if nobody knows how it ended: no end record can come any more (Runner.is_gone), the record cannot be
+    read (Process.read_end) or stored (Runner.finish), or the connection to another machine was lost (end_verdict).
+    A backup that is restored ends the runs that went on when it was made (end_old_runs).
     """
-    last = last_record or {"t": None, "stopped": True}
+    last = last_record or {"t": None, "stopped": True}  # a stop counts unless something was told before it
     raised: Json = last.get("error", {})
     if stopping and last["stopped"]:
         error = bare_error(*STOPPED[stopping])
@@ -12536,13 +12548,21 @@ def verdict(
     if raised:
         return Outcome("failed", None, raised, retry=last.get("retry"))
     if ended is None or ("lost" in ended and "host" not in ended):
-        why = ended["lost"] if ended else "its process and fork server vanished without an end record"
-        return Outcome("lost", None, bare_error("lost", "ProcessLost", why))
+        booted = (start or {}).get("boot", boot_id()) == boot_id()
+        gone = "its process and fork server vanished" if booted else "the machine was restarted"
+        why = ended["lost"] if ended else f"{gone if start else 'its fork server vanished'} without an end record"
+        return Outcome("lost", None, lost_error("ProcessLost", why))
     return end_verdict(ended, start or {})
 
 
+def lost_error(type_name: str, why: str) -> Json:
+    return bare_error("lost", type_name, why) | {
+        "hint": "it may have done its work, in part or whole: look before a retry"
+    }
+
+
 def end_verdict(ended: Json, start: Json) -> Outcome:
-    """Returns how a process ended that left only an end record.
+    """Returns how a process ended of which nothing but its end was told.
 
     For a run on another machine, *ended* may be the end record of the command that leads there.
     Then the run is lost if it had begun there, if the command was killed, or if the connection failed.
@@ -12557,7 +12577,7 @@ def end_verdict(ended: Json, start: Json) -> Outcome:
         how = ("was " if number else "") + words.removesuffix(" without returning a result")
         if start.get("remote") or number or ended["exit_code"] == CONNECTION_FAILED:
             message = f"the connection to executor '{name}' was lost; its command {how}{said}"
-            return Outcome("lost", None, bare_error("lost", "ConnectionLost", message))
+            return Outcome("lost", None, lost_error("ConnectionLost", message))
         words = f"the command of executor '{name}' {how} before the run began there{said}"
     return Outcome("failed", None, bare_error("died", "ProcessDied", words))
 
@@ -13141,7 +13161,7 @@ class Runner:
             await self.store.write(work, *run, [], process.state(), *outcome)
 
     def is_gone(self, process: Process) -> bool:
-        """Whether a process and its old fork server are dead, which means that no end record comes."""
+        """Whether no end record can come: its fork server is dead, and so is it, or it cannot begin any more."""
         if is_alive(process.server):
             return False
         if process.start is not None:
@@ -15755,7 +15775,7 @@ class Questions(Sql):
         self, name: str | None, status: str | None, limit: int, among: Among = None,
         ids: Any = (None, None), trigger: str | None = None,
     ) -> Page:  # fmt: skip
-        """Returns the newest runs, of one pipeline and status and with *ids* from one to another, and how many."""
+        """Returns the newest runs that are wanted, and how many; *ids* are the first one and the one after the last."""
         columns = "run_id, pipeline, version, status, trigger, scheduled_for, queued_at, started_at, duration_ms"
         columns += f", ({MOST_ROWS}) AS rows"
         conditions = {"pipeline = ?": name, "status = ?": status, AMONG: among, "trigger = ?": trigger}
@@ -16147,7 +16167,10 @@ AMONG = "pipeline IN (SELECT value FROM json_each(?))"
 
 
 def where(conditions: dict[str, Any]) -> tuple[str, list[Any]]:
-    """Returns as SQL the conditions that have a value, and the values.  A list is one value; () binds nothing."""
+    """Returns conditions as SQL, and their values; one whose value is None is left out.
+
+    A list is one value, of which SQL makes rows.  () is the value of a condition that needs none.
+    """
     used = without_none(conditions)
     values = [encode_json(value) if isinstance(value, list) else value for value in used.values() if value != ()]
     return f" WHERE {' AND '.join(used)}" if used else "", values
@@ -17712,7 +17735,7 @@ class Outpost(ForkServer):
         ended = not self.jobs and not self.more
         if ended:
             self.journal.finish()
-        if self.open:  # else the run would be said to have failed that a lost connection has ended
+        if self.open:  # else a lost connection has ended the run: what ended it here is no failure of its own
             self.forward()
         self.watch_over()
         if ended and self.position["journal"] == os.fstat(self.source).st_size:
@@ -18541,6 +18564,7 @@ def check_names(value: Any) -> list[str]:
 
 
 EXPRESSIONS = {"anyOf": [{"type": "string"}, STRINGS]}
+PRIORITY: Json = {"type": "integer", "minimum": 1, "maximum": 5}
 NAMESPACES: Json = {"type": "array", "items": {"type": "string", "pattern": rf"\*|{NAMESPACE_NAME}"}}
 #: Option of @pipeline → its JSON Schema, or a function that checks it and returns JSON.  A value of None is skipped.
 PIPELINE_OPTIONS: dict[str, Json | Callable[[Any], Any]] = {
@@ -18560,7 +18584,7 @@ PIPELINE_OPTIONS: dict[str, Json | Callable[[Any], Any]] = {
     "queue_timeout": check_limit,
     "memory": parse_size,
     "max_concurrent": {"type": "integer", "minimum": 1, "maximum": 10_000},
-    "priority": {"type": "integer", "minimum": 1, "maximum": 5},
+    "priority": lambda value: demand(PRIORITY, value, "a priority", "1 goes first, 3 is usual"),
     "overlap": {"enum": OVERLAPS},
     "misfire": {"enum": MISFIRES},
     "catchup_window": check_seconds,
@@ -20107,7 +20131,9 @@ DATABASES = ("sqlite", "postgresql", "postgres", "mysql", "mariadb", "oracle", "
 REMOTE_FILES = ("s3", "gs", "gcs", "az", "abfs", "ftp", "sftp", "ssh", "smb", "hdfs", "webdav", "memory", "github")
 
 
-def register_place(registry: dict[str, AnyFunction], kind: str, name: str) -> Callable[[Function], Function]:
+def register_place(registry: dict[str, AnyFunction], kind: str, name: Any) -> Callable[[Function], Function]:
+    if callable(name):
+        raise BadRequest(f"@{kind} needs a name", f'@{kind}("{name.__name__}")')
     check_name(name, f"a {kind}'s name")
 
     def register(function: Function) -> Function:
@@ -20653,7 +20679,7 @@ def profile_of(cells: list[Any]) -> Json:
     """Describes a column.  Its kind is what most of its cells are, also as text; the others are odd."""
     given = {number: cell for number, cell in enumerate(cells, 1) if cell not in (None, "")}
     kind, values = "text", {number: str(cell) for number, cell in given.items()}
-    for name in ("datetime", "date", "boolean", "real", "integer"):
+    for name in reversed(GUESSED):
         fitting = {number: value for number, cell in given.items() if (value := fitted(name, cell)) is not None}
         if len(fitting) >= (len(given) // 2 + 1 if kind == "text" else len(values)):
             kind, values = name, fitting
@@ -20834,7 +20860,8 @@ class Web(Place):
         while request is not None:
             if (key := repr(request)) in seen or len(seen) >= self.asked["max_pages"]:
                 why = "the next page is an earlier one" if key in seen else f"more than {len(seen):,} pages"
-                raise SourceError(f"{self.label}: {why}", f"check {self.pager}, or raise max_pages")
+                hint = "check token_param: the service seems not to have read it; else " * (self.pager == "next_token")
+                raise SourceError(f"{self.label}: {why}", f"{hint}check {self.pager}, or raise max_pages")
             seen.add(key)
             self.number, self.before, self.rows, self.document = len(seen), self.before + self.rows, 0, ()
             self.method, self.url, self.body = request
@@ -20889,7 +20916,8 @@ class Web(Place):
             return None
         url = linked_url(self.url, link, f"{self.label}: the next link is")
         if not re.search("[/?.]", link):
-            hint = f"next_token='{self.asked['next_link']}' in place of next_link, and token_param='…', send a token"
+            hint = f"next_token='{self.asked['next_link']}' in place of next_link, and token_param=: the parameter in "
+            hint += "which the service takes it, often cursor or page_token, as its documentation says"
             raise SourceError(f"{self.label}: next_link is {safe_repr(link)}, which is no URL", hint)
         return self.method, url, self.body
 
@@ -21147,7 +21175,7 @@ SQL_HINTS = {
     r"one statement": "one statement a call",
     r"constraint|not.null": "a step can drop or fill the row; mode='upsert' changes the one of its key",
     r"64 bits|out of range": "a step can make text of it",
-    r"NUL\b|0x00|surrogate": "a step can take it out: text.encode(errors='replace').decode().replace('\\0', '')",
+    r"NUL\b|0x00|surrogate": "a step can take it out: text.encode(errors='replace').decode().replace(chr(0), '')",
     r"locked": "another process writes to it, or a stream from this file has not been read to its end",
 }
 
@@ -21326,7 +21354,8 @@ class Loading:
         common = common_kind(kinds if old is None or is_empty or old.kind is None else kinds | {old.kind.name})
         for kind in dict.fromkeys((common, *WIDER.get(common, ())[-1:], "text")):
             column: Column = self.house.declare(name, kind, scan, old, name in self.keys)
-            can_be = is_empty or (kind != "text" and self.house.can_widen(self.table, old, column))
+            can_be = is_empty and (old is None or not self.house.is_bound(self.name, old))
+            can_be = can_be or (not is_empty and kind != "text" and self.house.can_widen(self.table, old, column))
             if can_be and column.convert(scan, name) is None:
                 return column
         column = old or column
@@ -21334,10 +21363,9 @@ class Loading:
         at = self.count + number
         limit = column.limit if kind_of(type(cell)) is column.kind else ""
         wrong = f"column '{name}' holds {column.kind and column.kind.name}s{limit}, which {safe_repr(cell)} is not"
-        hint = (
-            "a step can convert it, or make the column text, from the first load on (mode='replace' declares it anew, "
-            f"and deletes the rows that are there); in {self.table} it is {column.declared}"
-        )
+        drop = f"ctx.sql({f'DROP TABLE {self.table}'!r}, connection=…)"
+        hint = f"a step can convert it, or make the column text, from the first load on; before that, {drop} deletes "
+        hint += f"the rows that are there: in {self.table} it is {column.declared}"
         if isinstance(cell, str) and guessed_kind({cell}).name != "text":
             hint = f"types=True where CSV is extracted, whose cells are text without it; else {hint}"
         others = enumerate(itertools.islice(scan.cells_of(name), number, None), at + 1)
@@ -21455,6 +21483,13 @@ class Warehouse:
                 keys[row["kind"]].append(columns)
         return keys | {"primary": [*itertools.chain(*keys["primary"])]}
 
+    def is_bound(self, table: str, column: Column) -> bool:
+        """Whether a column can have no other type, as a key or an index has it."""
+        keys = self.keys_of(table) if self.dialect in ("sqlite", "duckdb") else {}
+        return column.name in itertools.chain(
+            keys.get("primary", ()), *keys.get("unique", ()), *keys.get("indexes", ())
+        )
+
     def is_empty(self, table: str, column: Column) -> bool:
         name = self.spell(column.name)
         return not collect(self.ask(f"SELECT {name} FROM {table} WHERE {name} IS NOT NULL LIMIT 1"))
@@ -21560,8 +21595,13 @@ class SQLite(Warehouse):
 
     def alter(self, table: str, old: Column | None, column: Column) -> None:
         if old is not None and self.is_empty(table, old):
-            self.execute(f"ALTER TABLE {table} DROP COLUMN {self.spell(old.name)}")
-            self.execute(f"ALTER TABLE {table} ADD COLUMN {self.spell(old.name)} {column.declared}")
+            name, beside = self.spell(old.name), self.spell(f"{old.name} anew")
+            for change in (
+                f"ADD COLUMN {beside} {column.declared}",
+                f"DROP COLUMN {name}",
+                f"RENAME {beside} TO {name}",
+            ):
+                self.execute(f"ALTER TABLE {table} {change}")
         elif old is not None:
             column.declared = old.declared
 
@@ -21873,7 +21913,8 @@ def read_csv(
 ) -> Batches:  # fmt: skip
     """Reads CSV with a header, or *columns* instead.  Cells are text unless *types* says otherwise.
 
-    *types* is True, which guesses, or has a type or a function for each column that is not text.  *ragged* fills
+    *types* is True, which guesses, or has for each column that is not text a Python type, a function, or a word:
+    integer, real, decimal, boolean, date, datetime, time, uuid, json.  *ragged* fills
     and cuts lines of another length.  *skip_lines* are those before the header.  *quote* is the quotation mark, '' for
     none, *escape* what stands before a delimiter in a cell.  *skip_spaces* drops those after a delimiter.  *nulls* is
     a list of words for None.  *decimal* and *thousands* are the marks in numbers.  TSV is rarely quoted: a quoted cell
@@ -22016,7 +22057,8 @@ class CsvLines:
                     later = zip(numbers[at + 1 :], columns[i][at + 1 :], strict=True)
                     others = itertools.chain(later, ((self.last, line[i]) for line in lines))
                     facts = row_facts(numbers[at], text, filter(operator.itemgetter(1), others), read)
-                    hint = f"name its type: types={{'{name}': 'text'}}"
+                    named = {self.names[n]: it.name for n, it in kinds.items() if is_guess and it.name != "text"}
+                    hint = f"name its type: types={named | {name: 'text'}}"  # which True has guessed for the others
                     raise SourceError(wrong, hint, column=name, **facts) from problem
             yield from zip(*columns, strict=True)
 
@@ -22183,20 +22225,27 @@ def parquet_and_arrow() -> list[Any]:
     return [need(name, "parquet", "Parquet") for name in ("pyarrow.parquet", "pyarrow")]
 
 
+BY_ARROW = "in place of ctx.extract, t = pyarrow.parquet.ParquetFile(path).read(); t"
+
+
 def read_parquet(text: io.TextIOWrapper, batch_rows: int | None) -> Batches:
     parquet, arrow = parquet_and_arrow()
     try:
         table = parquet.ParquetFile(text.buffer)
         names = table.schema_arrow.names
-        check_distinct(names, "ctx.load takes pyarrow.parquet.ParquetFile(path).read().rename_columns([…])")
+        again = [
+            f"{name}_{names[:at].count(name) + 1}" if name in names[:at] else name for at, name in enumerate(names)
+        ]
+        check_distinct(names, f"{BY_ARROW}.rename_columns({cut_text(repr(again), 500)}).to_pylist()")
         for batch in [table.read()] if batch_rows is None else table.iter_batches(batch_rows):
             yield Rows(batch.to_pylist(), names)
     except arrow.ArrowException as problem:
         raise SourceError(f"not Parquet: {problem}", "is it whole, and of this format?") from None
     except ValueError as problem:  # nanoseconds that Python's datetime lacks
-        odd = ", ".join(f"'{field.name}'" for field in table.schema_arrow if "[ns" in str(field.type))
-        hint = "install pandas, or cut to microseconds in an @source: column.cast('timestamp[us]', safe=False)"
-        raise SourceError(f"column {odd}: {problem}", hint) from None
+        odd = [name for name, kind in zip(names, table.schema_arrow.types, strict=True) if "[ns" in str(kind)]
+        cast = f".set_column({names.index(odd[0])}, '{odd[0]}', t['{odd[0]}'].cast('timestamp[us]', safe=False))"
+        hint = f"install pandas; or cut to microseconds: {BY_ARROW}{cast}.to_pylist()"
+        raise SourceError(f"column {', '.join(map(repr, odd))}: {problem}", hint) from None
 
 
 def write_parquet(text: io.TextIOWrapper, batches: Batches) -> None:
@@ -22262,7 +22311,7 @@ def named_kind(kind: Any, column: str) -> ValueKind:
 def guessed_kind(texts: set[str], marks: tuple[str, str] = (".", "")) -> ValueKind:
     """Returns the narrowest kind that fits all these texts.  Empty texts fit any kind."""
     texts = texts - {"", None}
-    for name in ("integer", "real", "boolean", "date", "datetime") if texts else ():
+    for name in GUESSED if texts else ():
         kind = marked(KINDS_OF_COLUMN[name], marks)
         with contextlib.suppress(ValueError):
             collections.deque(map(kind.reader(texts), texts), 0)
@@ -22272,7 +22321,7 @@ def guessed_kind(texts: set[str], marks: tuple[str, str] = (".", "")) -> ValueKi
 
 def marked(kind: ValueKind, marks: tuple[str, str]) -> ValueKind:
     """Returns a kind whose numbers have these marks for decimals and thousands."""
-    if marks == (".", "") or kind.name not in ("integer", "real", "decimal"):
+    if marks == (".", "") or kind.name not in WITH_MARKS:
         return kind
     point, comma = map(re.escape, marks)
     number = re.compile(rf"([-+]?(?:[0-9]{{1,3}}(?:{comma}[0-9]{{3}})+|[0-9]*))({point}[0-9]*)?([eE][-+]?[0-9]+)?")
@@ -22576,8 +22625,9 @@ def iso(value: Any) -> str:
 
 DAY_PATTERN = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
 CLOCK_PATTERN = r"[0-9]{2}:[0-9]{2}.*"
-#: The narrowest kind comes first.  Numbers have no leading zero and at most 18 digits, those with a point 15: 007 and
-#: 32E01 are codes and 20 digits are an id, which stay text.  2026-W05 is text as well.
+#: A class stands in one row only; of several kinds the narrower comes first.  GUESSED and WITH_MARKS name kinds, too.
+#: Numbers have no leading zero and at most 18 digits, those with a point 15: 007 and 32E01 are codes and 20 digits are
+#: an id, which stay text.  2026-W05 is text as well.
 KINDS_OF_VALUE = (
     ValueKind(
         "integer", "builtins.int integer", {"type": "integer"}, "INTEGER", "BigInteger", make=int,
@@ -22634,6 +22684,9 @@ KINDS_OF_VALUE = (
     ValueKind(None, "builtins.NoneType", {"type": "null"}, ""),
 )  # fmt: skip
 KINDS_OF_COLUMN = {kind.name: kind for kind in reversed(KINDS_OF_VALUE)}
+#: The kinds that are guessed of texts, the narrowest first, and those that have marks for decimals and thousands.
+GUESSED = ("integer", "real", "boolean", "date", "datetime")
+WITH_MARKS = ("integer", "real", "decimal")
 KINDS_OF_CLASS = {name.rpartition(".")[2]: kind for kind in KINDS_OF_VALUE for name in kind.classes}
 #: Dialects that know `ALTER COLUMN … TYPE` and `COMMENT ON COLUMN`, and whose types tell whether times have a zone.
 ALTERING = ("postgresql", "duckdb", "cockroachdb")
@@ -23403,16 +23456,21 @@ def current_path() -> str | None:
 
 @functools.cache
 def logging_handler() -> Any:
-    """Has records of `logging` arrive with their levels, from INFO on, unless user code sets up handlers.
+    """Has records of `logging` arrive with their levels, from INFO on, unless user code says where they go.
 
     They go to the `journal` of the handler that this returns: a fork server makes it once for all runs.
     """
     handler, configure = logging.Handler(logging.INFO), logging.basicConfig
 
     def basic_config(**options: Any) -> None:
-        if options:  # else it is logging.warning() that calls it
-            logging.root.setLevel(logging.WARNING)
-            configure(**options)
+        if not options:
+            return  # it is logging.warning() that calls it
+        if not options.keys() & {"stream", "filename", "handlers"}:
+            handler.setLevel(logging.NOTSET)
+            handler.setFormatter(None)  # it gets the one of these options
+            options = {"format": "%(message)s", **options, "handlers": [handler]}
+        logging.root.setLevel(logging.WARNING)
+        configure(**options)
 
     def emit(record: logging.LogRecord) -> None:
         try:

@@ -495,7 +495,7 @@ def shared(request: pytest.FixtureRequest) -> Iterator[Tau]:
 def tau(shared: Tau) -> Iterator[Tau]:
     """A running daemon and its command line: tau("run", "hello") answers the parsed JSON.
 
-    What a test has deployed is undeployed: another test may deploy the name from another file.
+    What a test has deployed is undeployed: another test may deploy the name from another file.  Its runs stay.
     """
     before = deployed(shared)
     yield shared

@@ -525,6 +525,11 @@ def test_try_check_and_doctor_survive_a_home_that_cannot_be_written(home: Tau) -
         ("delete", "'undeploy'"),
         ("start", "'run'"),
         ("trigger", "'run'"),
+        ("unschedule", "'schedule NAME --clear' or 'schedule NAME --disable'"),
+        ("disable", "'schedule NAME --disable'"),
+        ("destroy", "'undeploy'"),
+        ("undo", "'rollback'"),
+        ("explain", "'why'"),
     ],
 )
 def test_a_verb_of_other_tools_names_ours(home: Tau, verb: str, ours: str) -> None:

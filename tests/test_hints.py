@@ -163,7 +163,8 @@ CASES: dict[str, Case] = {
     ),
     "an abbreviated time zone": Case(
         "tau ticks '0 6 * * *' --timezone PST",
-        "an abbreviation stands for several zones: name a place, for example America/Los_Angeles",
+        "an abbreviation stands for several zones: name the place whose clock is meant, such as America/Los_Angeles,"
+        " Europe/London, Asia/Kolkata",
         then=("tau ticks '0 6 * * *' --timezone America/Los_Angeles",),
     ),
     "hours ahead of UTC": Case(

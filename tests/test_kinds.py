@@ -184,6 +184,12 @@ def test_sqlite_refuses_decimals_that_it_would_round(ctx: Context) -> None:
         ctx.load("sqlite:///house.db", [{"c": Decimal("12345678901234567.89")}], "t")
     assert "make the column text, from the first load on" in caught.value.hint
     assert "deletes the rows that are there" in caught.value.hint
+    dropped = re.search(r"ctx\.sql\('(.*?)', connection=", caught.value.hint)
+    assert dropped
+    ctx.sql(dropped[1], connection="sqlite:///house.db")
+    for text in ("1.10", "12345678901234567.89"):
+        ctx.load("sqlite:///house.db", [{"c": text}], "t")
+    assert [row["c"] for row in ctx.extract("sqlite:///house.db", "t")] == ["1.10", "12345678901234567.89"]
 
 
 #: The first value of a column, one that it refuses, and what the error says.
@@ -218,6 +224,32 @@ def test_replace_declares_columns_anew(house: str, ctx: Context) -> None:
     ctx.load(house, [{"zip": "01067", "n": 2}], "t", mode="replace")
     ctx.load(house, [{"zip": "00001", "n": 3}], "t")
     assert [row["zip"] for row in ctx.extract(house, "SELECT zip FROM t ORDER BY n")] == ["01067", "00001"]
+
+
+def test_replace_declares_the_only_column_anew(house: str, ctx: Context) -> None:
+    ctx.load(house, [{"zip": 1067}], "t")
+    ctx.load(house, [{"zip": "01067"}], "t", mode="replace")
+    assert ctx.extract(house, "t") == [{"zip": "01067"}]
+
+
+@pytest.mark.parametrize("more", [{}, {"n": 1}])
+def test_a_key_of_another_kind_is_refused_by_name_or_declared_anew(
+    more: dict[str, int], house: str, ctx: Context
+) -> None:
+    ctx.load(house, [{"zip": 1067} | more], "t", mode="upsert", key="zip")
+    rows = [{"zip": "01067"} | more]
+    if house.startswith("postgresql"):
+        ctx.load(house, rows, "t", mode="replace", key="zip")
+    else:
+        with pytest.raises(
+            module.SourceError, match=r"row 1: column 'zip' holds integers.*, which '01067' is not"
+        ) as it:
+            ctx.load(house, rows, "t", mode="replace", key="zip")
+        assert 'DROP TABLE "t"' in it.value.hint
+        assert ctx.extract(house, "SELECT zip FROM t") == [{"zip": 1067}]
+        ctx.sql('DROP TABLE "t"', connection=house)
+        ctx.load(house, rows, "t", mode="replace", key="zip")
+    assert ctx.extract(house, "SELECT zip FROM t") == [{"zip": "01067"}]
 
 
 def test_two_keys_do_not_become_one(house: str, ctx: Context) -> None:

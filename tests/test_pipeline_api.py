@@ -84,6 +84,7 @@ WRONG_OPTIONS: dict[str, tuple[object, str]] = {
     "retry_on": (7, "expected types of exceptions, given 7"),
     "tags": ("example", 'expected array of string, given string "example"'),
     "retries": ("3", 'expected a whole number from 0 to 100, given string "3"'),
+    "priority": (10, "expected a whole number from 1 to 5, given integer 10"),
     "timeout": ([], "must be a time from 0 to 10 years"),
     "memory": (True, "expected a size from 64M, not True"),
     "overlap": ("never", 'expected one of "skip", "queue"'),

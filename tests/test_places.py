@@ -210,6 +210,7 @@ BAD: dict[str, tuple[Callable[[Context], Any], type[Exception], str, str]] = {
         "",
     ),
     "a source's name": (lambda ctx: module.source("a b"), module.BadRequest, "cannot be a source's name", "letters"),
+    "a source without a name": (lambda ctx: module.source(max), module.BadRequest, "needs a name", '@source("max")'),  # type: ignore[arg-type]
 }
 
 

@@ -650,6 +650,23 @@ def test_logging_that_user_code_configures_is_its_own(tau: Tau) -> None:
     assert lines == [("info", "mine: one", "stdout")]
 
 
+def test_levels_arrive_although_user_code_chooses_level_and_layout(tau: Tau) -> None:
+    tau.run_it(
+        """
+        import logging
+        def it(ctx):
+            logging.basicConfig(level=logging.DEBUG)
+            logging.debug("one")
+            logging.warning("two")
+            logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s", force=True)
+            logging.warning("three")
+            logging.error("four")
+        """
+    )
+    lines = [(line["level"], line["message"], line["stream"]) for line in tau("logs", "it")["lines"]]
+    assert lines == [("debug", "one", None), ("warning", "two", None), ("error", "ERROR: four", None)]
+
+
 #: What async code may ask of its event loop as the first thing that it does.
 LOOPS = {
     "nothing": "",

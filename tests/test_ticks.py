@@ -456,14 +456,18 @@ def test_times_are_rfc_3339_or_those_of_a_clock(text: str) -> None:
 
 
 #: What is no name of a zone → its hint, which guesses nothing.
+ABBREVIATION = (
+    "an abbreviation stands for several zones: name the place whose clock is meant, such as America/Los_Angeles,"
+    " Europe/London, Asia/Kolkata"
+)
 ZONES = {
-    "PST": "an abbreviation stands for several zones: name a place, for example America/Los_Angeles",
-    "BST": "an abbreviation stands for several zones: name a place, for example America/Los_Angeles",
+    **dict.fromkeys(("PST", "BST", "EST9XYZ"), ABBREVIATION),
     "UTC+2": "that is Etc/GMT-2, signed the other way round; a place, for example Europe/London, has summer time too",
     "GMT-05:00": "that is Etc/GMT+5, signed the other way round; a place, for example Europe/London, has summer time too",
     "+02:00": "that is Etc/GMT-2, signed the other way round; a place, for example Europe/London, has summer time too",
-    "EST9XYZ": "an abbreviation stands for several zones: name a place, for example America/Los_Angeles",
-    "Z": "write UTC",
+    **dict.fromkeys(("UTC+99", "GMT+15", "GMT-13", "Etc/GMT-15", "Etc/GMT+13"), "for example Europe/London"),
+    **dict.fromkeys(("UTC+0", "-00:00", "Z"), "write UTC"),
+    "UTC+14": "that is Etc/GMT-14, signed the other way round; a place, for example Europe/London, has summer time too",
     "utc": "write UTC",
     "Pacific Time": "for example Europe/London",
     "europe/london": "did you mean 'Europe/London'? for example Europe/London",

@@ -562,7 +562,12 @@ def test_a_token_is_no_link(server: Server, ctx: Context) -> None:
     url = server.tell("/rows", {"rows": [{"id": 1}], "next": "abc123"})
     with pytest.raises(module.SourceError, match="next_link is 'abc123', which is no URL") as caught:
         ctx.extract(url, records="rows", next_link="next")
-    assert "next_token=" in caught.value.hint
+    assert "next_token='next'" in caught.value.hint
+    with pytest.raises(module.SourceError, match="the next page is an earlier one") as caught:
+        ctx.extract(url, records="rows", next_token="next", token_param="wrong")
+    assert caught.value.hint.startswith(
+        "check token_param: the service seems not to have read it; else check next_token"
+    )
 
 
 BREAKS: dict[str, Any] = {
