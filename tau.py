@@ -3140,6 +3140,26 @@ def pack() -> bool:
     return False
 
 
+def put_off_ssl() -> None:
+    """Has asyncio import ssl, which takes about a megabyte, when the first TLS connection needs it."""
+    if "asyncio" in sys.modules:
+        return
+
+    class Late(type(sys)):  # type: ignore[misc]
+        """What asyncio takes for ssl.  It reads these at its import, and of each socket whether it is of this kind."""
+
+        SSLWantReadError = SSLSyscallError = OSError
+        SSLSocket = ()
+
+        def __getattr__(self, name: str) -> Any:
+            asyncio.sslproto.SSLAgainErrors = ssl.SSLWantReadError, ssl.SSLSyscallError
+            return getattr(ssl, name)
+
+    sys.modules["ssl"] = Late("ssl")
+    _ = asyncio.sslproto
+    del sys.modules["ssl"]
+
+
 def need(module: str, extra: str, what: str) -> Any:
     """Imports an optional module; MissingExtra says how to get it."""
     try:
@@ -8894,24 +8914,6 @@ def obey(words: list[str], manager: ServiceManager) -> None:
         asyncio.run(Daemon(home, config, settings, options, manager).serve())
 
 
-def put_off_ssl() -> None:
-    """Has asyncio import ssl, which takes more than a megabyte, when the first TLS connection needs it."""
-
-    class Late(type(sys)):  # type: ignore[misc]
-        """What asyncio takes for ssl.  It reads these at its import, and of each socket whether it is of this kind."""
-
-        SSLWantReadError = SSLSyscallError = OSError
-        SSLSocket = ()
-
-        def __getattr__(self, name: str) -> Any:
-            asyncio.sslproto.SSLAgainErrors = ssl.SSLWantReadError, ssl.SSLSyscallError
-            return getattr(ssl, name)
-
-    sys.modules["ssl"] = Late("ssl")
-    _ = asyncio.sslproto
-    del sys.modules["ssl"]
-
-
 def taud_parser() -> argparse.ArgumentParser:
     examples = (
         "taud --detach  # in the background; prints pid and socket when it is ready",
@@ -13681,7 +13683,8 @@ class Agenda:
 
     def refresh(self, now: int) -> None:
         """Makes all expressions due: their ticks are computed anew, as time zones may have changed."""
-        zoneinfo.ZoneInfo.clear_cache()
+        if "zoneinfo" in sys.modules:  # its import takes half a megabyte, and UTC needs none
+            zoneinfo.ZoneInfo.clear_cache()
         self.zone.cache_clear()
         self.cron_times.cache_clear()
         coming = "due_at > :now AND json_extract(options, '$.cron') IS NOT NULL"
@@ -17988,6 +17991,7 @@ def prepare_interpreter() -> None:
     for part in {*PACKED} - {"14. Client", "Part III"}:  # a run may use the Client
         PACKED.pop(part, None)
     write_faults(2)
+    put_off_ssl()
     for module in (asyncio, fcntl, hashlib, linecache, resource, signal, threading):
         _ = module.__name__  # reading an attribute imports it
     logging_handler()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATIENCE_S, REPOSITORY
+from conftest import PATIENCE_S, REPOSITORY, make_certificate
 
 Script = Callable[..., "subprocess.Popen[str]"]
 
@@ -70,6 +70,42 @@ def test_what_nobody_asks_for_is_not_loaded(script: Callable[..., str]) -> None:
     assert script(f"tau.prepare_interpreter(); {LOADED}; tau.Client") == "PipelineContext"
     assert script(f"import inspect; inspect.getsource(tau.Dashboard); {LOADED}") == "deploy taud Dashboard"
     assert script("print(hasattr(tau, 'nothing'), hasattr(tau, 'sys'))") == "False True"
+
+
+TALK = """
+tau.prepare_interpreter()
+print("_ssl" in sys.modules, "zoneinfo" in sys.modules)
+import asyncio
+
+async def talk():
+    import ssl
+
+    async def echo(reader, writer):
+        writer.write(await reader.readline())
+        await writer.drain()
+        writer.close()
+
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context(cafile=CERT)
+    server.load_cert_chain(CERT, KEY)
+    async with await asyncio.start_server(echo, "127.0.0.1", 0, ssl=server) as listener:
+        port = listener.sockets[0].getsockname()[1]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client)
+        writer.write(b"hello\\n")
+        print((await reader.readline()).decode().strip())
+        writer.close()
+        try:
+            await asyncio.open_connection("127.0.0.1", port, ssl=True)
+        except ssl.SSLCertVerificationError as problem:
+            print(type(problem).__name__)
+
+asyncio.run(talk())
+"""
+
+
+def test_a_run_that_speaks_tls_loads_it_itself(script: Callable[..., str], tmp_path: Path) -> None:
+    cert, key = make_certificate(tmp_path)
+    before, said, refused = script(f"CERT, KEY = {str(cert)!r}, {str(key)!r}\n{TALK}").splitlines()
+    assert (before, said, refused) == ("False False", "hello", "SSLCertVerificationError")
 
 
 def test_another_source_makes_the_cache_void(script: Callable[..., str], tmp_path: Path) -> None:
