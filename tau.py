@@ -12550,9 +12550,10 @@ def verdict(
     if raised:
         return Outcome("failed", None, raised, retry=last.get("retry"))
     if ended is None or ("lost" in ended and "host" not in ended):
-        booted = (start or {}).get("boot", boot_id()) == boot_id()
-        gone = "its process and fork server vanished" if booted else "the machine was restarted"
-        why = ended["lost"] if ended else f"{gone if start else 'its fork server vanished'} without an end record"
+        vanished = "its process and fork server vanished" if start else "its fork server vanished"
+        is_old = start is not None and start.get("boot", boot_id()) != boot_id()
+        cause = "the machine was restarted" if is_old else vanished
+        why = ended["lost"] if ended else f"{cause}, and there is no end record"
         return Outcome("lost", None, lost_error("ProcessLost", why))
     return end_verdict(ended, start or {})
 
@@ -13050,7 +13051,8 @@ class Runner:
         while True:
             await self.starter.listen(self.hear)
             for process in tuple(self.live.values()):
-                if process.ended is None and process.start is None and revoke_start(process):
+                is_left = process.server != self.starter.server and process.ended is None and process.start is None
+                if is_left and revoke_start(process):
                     self.spawn(self.restart(process))
 
     # From the journal to the store.

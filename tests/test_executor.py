@@ -408,6 +408,22 @@ def test_a_line_that_is_drawn_anew_is_told_as_it_stands(
     assert "unfinished" not in ended
 
 
+@pytest.mark.parametrize(
+    ("boot", "cause"),
+    [
+        (None, "its fork server vanished"),
+        ("same", "its process and fork server vanished"),
+        ("x", "the machine was restarted"),
+    ],
+)
+def test_a_lost_run_says_why_and_that_its_work_may_be_done(boot: str | None, cause: str) -> None:
+    start = None if boot is None else {"boot": module.boot_id() if boot == "same" else boot}
+    outcome = module.verdict(None, None, None, start)
+    assert outcome.status == "lost"
+    assert outcome.error["message"] == f"{cause}, and there is no end record"
+    assert "in part or whole" in outcome.error["hint"]
+
+
 VERDICTS = [
     ({"t": "returned", "result": 1, "stopped": False}, {"signal": 9}, None, "success"),
     ({"t": "returned", "result": 1, "stopped": False}, None, "cancelled", "success"),
@@ -431,11 +447,15 @@ def test_the_verdict_is_one_function(record: dict, ended: dict, stopping: str, s
     assert (outcome.error is None) == (status == "success")
 
 
-def test_a_run_that_has_ended_is_not_started_again_when_its_fork_server_dies(tmp_path: Path) -> None:
-    """One that could not be started has no journal, and its end may wait for room on the disk."""
+def test_only_a_run_that_a_dead_fork_server_has_not_begun_is_started_again(tmp_path: Path) -> None:
+    """One that could not be started has no journal, and its end may wait for room on the disk.
+
+    One that the next fork server was given already has none yet.
+    """
     runner, started = module.Runner.__new__(module.Runner), []
     processes = [module.Process(str(tmp_path), stem, stem, 1, {}) for stem in ("ended", "fresh", "born")]
     processes[0].ended = {"exit_code": None, "signal": None, "reason": "cannot create its journal"}
+    processes.append(module.Process(str(tmp_path), "next", "next", 1, {"pid": 2}))
     (tmp_path / "born.journal").touch()
 
     async def listen(on_message: object) -> None:
@@ -449,10 +469,11 @@ def test_a_run_that_has_ended_is_not_started_again_when_its_fork_server_dies(tmp
     runner.live = {process.stem: process for process in processes}
     runner.tasks = module.Tasks(lambda name, problem: None)
     runner.spawn = runner.tasks.spawn
-    runner.starter, runner.restart = types.SimpleNamespace(listen=listen), restart
+    runner.starter, runner.restart = types.SimpleNamespace(listen=listen, server={"pid": 2}), restart
     with contextlib.suppress(asyncio.CancelledError):
         asyncio.run(runner.replace_servers())
     assert started == ["fresh"]
+    assert not (tmp_path / "next.journal").exists()
 
 
 def test_how_far_a_revoked_journal_was_read_is_not_saved_for_its_successor(tmp_path: Path) -> None:
