@@ -3143,7 +3143,7 @@ def pack() -> bool:
 def put_off_ssl() -> None:
     """Has asyncio import ssl, which takes about a megabyte, when the first TLS connection needs it."""
     if "asyncio" in sys.modules:
-        return
+        return  # it has imported ssl
 
     class Late(type(sys)):  # type: ignore[misc]
         """What asyncio takes for ssl.  It reads these at its import, and of each socket whether it is of this kind."""
@@ -6480,9 +6480,9 @@ async def logs(
         lines = [omit(line, ("n",)) for line in lines]
         shown = listing(call, "lines", lines, total, name=None, run_id=run_id) | {"lines": fold(lines)}
         live = call.daemon.runner.live_process(run_id) if until is None else None
-        if live is not None and attempt in (None, live.attempt):
-            shown |= without_empty({"unfinished": [*filter(is_wanted, live.unfinished())]})
-            shown = omit(shown, ("hint",)) if "unfinished" in shown else shown
+        told = live.unfinished() if live is not None and attempt in (None, live.attempt) else ()
+        if unfinished := [*filter(is_wanted, told)]:
+            shown = omit(shown, ("hint",)) | {"unfinished": unfinished}
         return call.encode({"run_id": run_id, **shown, "log_dropped": dropped, **ends})
 
     if not follow:
@@ -21357,11 +21357,11 @@ class Loading:
         is_empty = old is None or old.is_new or (self.mode == "replace" and not self.count)
         if old is not None and not (old.is_new and kinds) and old.convert(scan, name) is None:
             return old
+        is_bound = is_empty and old is not None and self.house.is_bound(self.name, old)
         common = common_kind(kinds if old is None or is_empty or old.kind is None else kinds | {old.kind.name})
         for kind in dict.fromkeys((common, *WIDER.get(common, ())[-1:], "text")):
             column: Column = self.house.declare(name, kind, scan, old, name in self.keys)
-            can_be = is_empty and (old is None or not self.house.is_bound(self.name, old))
-            can_be = can_be or (not is_empty and kind != "text" and self.house.can_widen(self.table, old, column))
+            can_be = not is_bound if is_empty else kind != "text" and self.house.can_widen(self.table, old, column)
             if can_be and column.convert(scan, name) is None:
                 return column
         column = old or column
@@ -21369,9 +21369,11 @@ class Loading:
         at = self.count + number
         limit = column.limit if kind_of(type(cell)) is column.kind else ""
         wrong = f"column '{name}' holds {column.kind and column.kind.name}s{limit}, which {safe_repr(cell)} is not"
-        drop = f"ctx.sql({f'DROP TABLE {self.table}'!r}, connection=…)"
-        hint = f"a step can convert it, or make the column text, from the first load on; before that, {drop} deletes "
-        hint += f"the rows that are there: in {self.table} it is {column.declared}"
+        drop = f"DROP TABLE {self.table}"
+        hint = (
+            "a step can convert it, or make the column text, from the first load on; before that, "
+            f"ctx.sql({drop!r}, connection=…) deletes the rows that are there: in {self.table} it is {column.declared}"
+        )
         if isinstance(cell, str) and guessed_kind({cell}).name != "text":
             hint = f"types=True where CSV is extracted, whose cells are text without it; else {hint}"
         others = enumerate(itertools.islice(scan.cells_of(name), number, None), at + 1)
@@ -21491,10 +21493,10 @@ class Warehouse:
 
     def is_bound(self, table: str, column: Column) -> bool:
         """Whether a column can have no other type, as a key or an index has it."""
-        keys = self.keys_of(table) if self.dialect in ("sqlite", "duckdb") else {}
-        return column.name in itertools.chain(
-            keys.get("primary", ()), *keys.get("unique", ()), *keys.get("indexes", ())
-        )
+        if self.dialect not in ("sqlite", "duckdb"):
+            return False
+        keys = self.keys_of(table)
+        return any(column.name in names for names in (keys["primary"], *keys["unique"], *keys["indexes"]))
 
     def is_empty(self, table: str, column: Column) -> bool:
         name = self.spell(column.name)
@@ -22239,10 +22241,10 @@ def read_parquet(text: io.TextIOWrapper, batch_rows: int | None) -> Batches:
     try:
         table = parquet.ParquetFile(text.buffer)
         names = table.schema_arrow.names
-        again = [
-            f"{name}_{names[:at].count(name) + 1}" if name in names[:at] else name for at, name in enumerate(names)
-        ]
-        check_distinct(names, f"{BY_ARROW}.rename_columns({cut_text(repr(again), 500)}).to_pylist()")
+        if len({*names}) < len(names):
+            pairs = ((name, names[:at].count(name)) for at, name in enumerate(names))
+            again = [f"{name}_{count + 1}" if count else name for name, count in pairs]
+            check_distinct(names, f"{BY_ARROW}.rename_columns({cut_text(repr(again), 500)}).to_pylist()")
         for batch in [table.read()] if batch_rows is None else table.iter_batches(batch_rows):
             yield Rows(batch.to_pylist(), names)
     except arrow.ArrowException as problem:
@@ -22631,7 +22633,7 @@ def iso(value: Any) -> str:
 
 DAY_PATTERN = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
 CLOCK_PATTERN = r"[0-9]{2}:[0-9]{2}.*"
-#: A class stands in one row only; of several kinds the narrower comes first.  GUESSED and WITH_MARKS name kinds, too.
+#: A class stands in one row only; of several kinds the narrower comes first.  A new kind may belong into GUESSED, too.
 #: Numbers have no leading zero and at most 18 digits, those with a point 15: 007 and 32E01 are codes and 20 digits are
 #: an id, which stay text.  2026-W05 is text as well.
 KINDS_OF_VALUE = (

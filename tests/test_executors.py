@@ -45,9 +45,8 @@ EVERYWHERE = (
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Each test is run on a bare environment of this machine, some or all through ssh and Slurm too."""
     if "far" in metafunc.fixturenames:
-        chosen = (
-            [*MACHINES] if metafunc.function.__name__ in EVERYWHERE else ways("TAU_EXECUTORS", [*MACHINES], metafunc)
-        )
+        is_everywhere = metafunc.function.__name__ in EVERYWHERE
+        chosen = [*MACHINES] if is_everywhere else ways("TAU_EXECUTORS", [*MACHINES], metafunc)
         metafunc.parametrize("far", chosen, indirect=True, scope="module")
 
 

@@ -418,13 +418,16 @@ EXAMPLES = {"sqlite": 250, "duckdb": 100, "postgresql": 100, "csv": 200, "jsonl"
 
 @pytest.mark.parametrize("target", EXAMPLES)
 def test_any_rows_come_back_or_are_refused_by_name(target: str, ctx: Context, request: pytest.FixtureRequest) -> None:
-    given(loads())(
-        settings(
-            max_examples=EXAMPLES[target] if THOROUGH else 10,
-            phases=[*Phase] if THOROUGH else [Phase.explicit, Phase.generate],  # to shrink takes long
-            suppress_health_check=[*HealthCheck],
-        )(lambda batches: come_back(target, batches, ctx, request))
-    )()
+    @given(batches=loads())
+    @settings(
+        max_examples=EXAMPLES[target] if THOROUGH else 10,
+        phases=[*Phase] if THOROUGH else [Phase.explicit, Phase.generate],  # to shrink takes long
+        suppress_health_check=[*HealthCheck],
+    )
+    def some(batches: list[list[dict[str, Any]]]) -> None:
+        come_back(target, batches, ctx, request)
+
+    some()
 
 
 def come_back(target: str, batches: list[list[dict[str, Any]]], ctx: Context, request: pytest.FixtureRequest) -> None:

@@ -38,6 +38,7 @@ WRITES = {
 }
 PLACES = ("sales.csv", "OUTSIDE/sales.jsonl", "sqlite:///shop.db", "sqlite:///OUTSIDE/shop.db", "duckdb:///shop.duckdb")
 PLACES += ("postgresql",)
+LIBRARIES = {"duckdb": "import duckdb_engine", "postgresql": "import psycopg, sqlalchemy"}
 
 
 @pytest.fixture(scope="module")
@@ -140,13 +141,9 @@ def test_nothing_changes_and_the_effects_are_those_of_the_real_run(
         pytest.importorskip("duckdb_engine")
     is_database = "://" in place
     given = {"place": place, "table": "sales" if is_database else None}
-    library = {"duckdb": "import duckdb_engine", "postgresql": "import psycopg, sqlalchemy"}.get(
-        place.partition(":")[0]
-    )
+    library = LIBRARIES.get(place.partition(":")[0], "")  # the runs that fill the place are warm
     again = "[ctx.sql(f'DROP TABLE IF EXISTS {name}', connection=place) for name in ('copy', 'sales')]; " * is_database
-    fill = pipeline_of(
-        f"{again}ctx.load(place, {OLD}, table, mode='replace', key='id')", library or ""
-    )  # its runs are warm
+    fill = pipeline_of(f"{again}ctx.load(place, {OLD}, table, mode='replace', key='id')", library)
     for name, (line, needs_database) in WRITES.items():
         if needs_database and not is_database:
             continue
