@@ -1765,11 +1765,18 @@ STRINGS: Json = {"type": "array", "items": {"type": "string"}}
 #: format → an example, and how the standard library reads it.
 FORMATS: dict[str, tuple[str, Callable[[str], object]]] = {
     "date": ("a date such as 2026-01-31", lambda text: datetime.date.fromisoformat(text)),
-    "date-time": ("a time such as 2026-01-31T06:00:00Z", lambda text: datetime.datetime.fromisoformat(text)),
-    "time": ("a time of day such as 06:00:00", lambda text: datetime.time.fromisoformat(text)),
+    "date-time": ("a time such as 2026-01-31T06:00:00Z", lambda text: datetime.datetime.fromisoformat(to_micros(text))),
+    "time": ("a time of day such as 06:00:00", lambda text: datetime.time.fromisoformat(to_micros(text))),
     "decimal": ("a decimal such as 12.50", lambda text: decimal.Decimal(text)),
     "uuid": ("a UUID", lambda text: uuid.UUID(text)),
 }
+
+
+def to_micros(text: str) -> str:
+    """Returns the text of a time.  Raises ValueError if it has parts of a microsecond, which Python cuts."""
+    if len(text) > 15 and re.search(r"[.,]\d{6}0*[1-9]", text):
+        raise ValueError(f"{text} has more than six digits after the second")
+    return text
 
 
 def expected(schema: Json) -> str:
@@ -3173,8 +3180,13 @@ def need(module: str, extra: str, what: str) -> Any:
     return sys.modules[module]
 
 
+#: Module, or scheme of a URL → the package that brings it, where that has another name.
+PACKAGES = {"MySQLdb": "mysqlclient", "duckdb": "duckdb-engine", "snowflake": "snowflake-sqlalchemy"}
+PACKAGES |= {"psycopg2": "psycopg2-binary", "bigquery": "sqlalchemy-bigquery", "pyodbc": "pyodbc"}
+
+
 def install_hint(package: str) -> str:
-    install = shell_line(sys.executable, "-m", "pip", "install", package)
+    install = shell_line(sys.executable, "-m", "pip", "install", PACKAGES.get(package, package))
     return f"{install}, or name it in the file's `# /// script` dependencies"
 
 
@@ -18831,6 +18843,8 @@ class PipelineContext:
                 step.places += [{"how": "reads", "place": "", "resource": ""}]  # who knows where they are from
             said = await settle(place.write(counted(step, batches_of(data), keys * (mode == "upsert")), mode, keys))
             step.rows_out = step.rows_in if said is None else int(said)
+            if mode == "append" and step.rows_out:
+                self._attempt.added.append(f"{step.rows_out:,} to {place.label}")
             if (rehearsal := self._attempt.rehearsal) is not None:
                 rehearsal.note(step, mode, keys)
             return Count(step.rows_out or 0)
@@ -19595,7 +19609,8 @@ async def remembered(
                 break
         else:
             value = await settle(work())
-            data = pickle.dumps(value) if use_pickle else encode(to_json(value, f"memo {name}"))
+            # With escapes, because UTF-8 has no half characters.
+            data = pickle.dumps(value) if use_pickle else json.dumps(to_json(value, f"memo {name}")).encode()
             if wrong := save_memo(attempt, key, data):
                 attempt.journal.log(f"memo '{name}' is not kept: {wrong}", "warning")
         return pickle.loads(data) if use_pickle else json.loads(data)
@@ -20419,8 +20434,7 @@ class LocalFile(Place):
         file_format = find_format(self.options.get("format"), label)
         options = self.fit(f"reading {file_format.name}", file_format.reads, FILE_OPTIONS)
         with self.open(path) as file:
-            plain = unpacked(file, path.endswith(".gz"))
-            for batch in labelled(label, file_format.read(plain, batch_rows, **options)):
+            for batch in labelled(label, file_format.read(unpacked(file), batch_rows, **options)):
                 if column is not None:
                     if column in columns_of(batch):
                         wrong = f"{path}: there is a column '{column}' already"
@@ -20451,7 +20465,7 @@ class LocalFile(Place):
 
     def is_empty(self) -> bool:
         with self.open(self.path) as file:
-            return not unpacked(file, self.label.endswith(".gz")).peek(1)
+            return not unpacked(file).peek(1)
 
     # What another store of files does in another way.
 
@@ -20804,6 +20818,12 @@ WEB_OPTIONS: dict[str, PlaceOption] = {
     "page_count": ("string", None, "page_param", "path of the number of all pages in a page"),
     "format": ("string", None, "", "`csv`, `json` …, if neither content type nor path tell it"),
 }
+#: Where services say in a page what finds the next one, or that there is one.
+NEXT_PATHS = (
+    *("next", "links.next", "_links.next.href", "paging.next", "pagination.next", "meta.next", "next_page_url"),
+    *("@odata.nextLink", "nextLink", "next_url", "next_cursor", "meta.next_cursor", "nextPageToken", "next_page_token"),
+    *("paging.cursors.after", "response_metadata.next_cursor", "has_more", "hasMore", "meta.has_more"),
+)
 #: Subtype of a media type → the format, where they differ.
 SUBTYPES = {"tab-separated-values": "tsv", "jsonlines": "jsonl"}
 #: Characters that stay in a URL; others are percent-encoded.
@@ -20822,6 +20842,7 @@ class Web(Place):
 
     number = before = rows = 0
     document: Any = ()
+    mark, is_same = (0, 0), False  # check sum and size of the body, and whether the page before had the same
 
     def __init__(self, url: str, around: Surroundings, options: Json) -> None:
         parts = urllib.parse.urlsplit(urllib.parse.quote(url, safe=URL_CHARACTERS))
@@ -20881,6 +20902,8 @@ class Web(Place):
                     self.rows += len(batch)
                     if batch or is_first:
                         yield batch
+            if not self.pager:
+                self.look_for_more()
             request = PAGERS[self.pager](self) if self.pager else None
 
     def rows_of_page(self, batch_rows: int | None) -> Batches:
@@ -20889,7 +20912,7 @@ class Web(Place):
         form = self.form_of()
         options = self.fit(f"reading {form.name}", form.reads)
         charset = self.headers.get_content_charset()
-        if charset not in (None, "utf-8") and "encoding" in form.reads:
+        if charset is not None and "encoding" in form.reads and not re.fullmatch("(?i)utf-?8", charset):
             options.setdefault("encoding", charset)
         self.file.seek(0)
         if form.name != "json":
@@ -20912,6 +20935,17 @@ class Web(Place):
             hint = "a page for people, not data?" if media == "text/html" else "say format='json', 'csv', …"
             raise SourceError(f"the answer is {media}", hint)
         return find_format(named or guess, self.label)
+
+    def look_for_more(self) -> None:
+        """Warns if a page names a next one, and no option says how to find it."""
+        values = {path: at_path(self.document, path) for path in NEXT_PATHS}
+        path, value = next((it for it in values.items() if it[1] and type(it[1]) in (str, int, bool)), ("", None))
+        how = f"next_link='{path}'" if re.search("[/?]", str(value)) else f"next_token='{path}', token_param='…'"
+        if next_link_in(", ".join(self.headers.get_all("Link", ()))):
+            how = "next_link='header'"
+        elif value is None:
+            return
+        self.warn(f"{self.label}: these are the rows of the first page alone; is it {how} that finds the next?")
 
     # The request for the page after this one, as one of PAGERS finds it; None after the last.
 
@@ -20940,7 +20974,10 @@ class Web(Place):
             raise SourceError(f"{self.label}: {wrong}", "page_step is how many rows a page has")
         if not self.rows and rows < (total or 0):
             self.warn(f"{self.name} is empty after {rows:,} of {total:,} rows")
-        is_last = not self.rows or (pages and self.number >= pages) or (total and rows >= total)
+        if self.is_same and self.rows:
+            hint = "the service seems not to read page_param; or total= or page_count= says which page is the last"
+            raise SourceError(f"{self.label}: {self.name} is the same as the page before", hint)
+        is_last = self.number >= pages if pages else not self.rows or (total and rows >= total)
         return None if is_last else self.request({self.asked["page_param"]: self.first + self.number * step})
 
     def request(self, params: Json) -> WebRequest:
@@ -21039,18 +21076,20 @@ class Web(Place):
         coding = answer.headers.get("Content-Encoding", "").strip().lower()
         if coding not in ("", "identity", "gzip", "x-gzip"):
             raise SourceError(f"{self.label}: packed as {coding}, though gzip was asked for", "ask its owner")
-        body = unpacked(unpacked(io.BufferedReader(answer), coding.endswith("gzip")))
+        body = unpacked(unpacked(io.BufferedReader(answer)))
         self.file.seek(0)
         self.file.truncate()
-        most = self.asked["max_bytes"]
+        most, checksum = self.asked["max_bytes"], 0
         while piece := body.read(1 << 16):
             self.file.write(piece)
+            checksum = zlib.crc32(piece, checksum)
             if self.file.tell() > most:
                 raise SourceError(f"{self.label} is larger than max_bytes={most:,}", "raise it, or page")
         if answer.length:
             size = int(answer.headers["Content-Length"])
             raise EOFError(f"the body is cut short: {size - answer.length:,} of {size:,} bytes came")
-        self.headers, self.url = answer.headers, url
+        mark = checksum, self.file.tell()
+        self.headers, self.url, self.is_same, self.mark = answer.headers, url, mark == self.mark, mark
 
     def refused(self, answer: Any, url: str) -> SourceError:
         body, message = answer.read(500), f"{answer.status} {answer.reason}"
@@ -21127,7 +21166,9 @@ CASELESS = ("sqlite", "duckdb", "mysql", "mariadb", "mssql")
 ON_CONFLICT = ("sqlite", "postgresql", "duckdb", "cockroachdb")
 #: Dialect → the columns of a table.  SQLAlchemy does not see all tables of DuckDB.
 COLUMNS = {
-    "sqlite": "SELECT name, type, NULL AS comment FROM pragma_table_info(:name, :schema)",
+    # Of a STRICT table ANY takes all as it is.
+    "sqlite": """SELECT name, iif(type = 'ANY' AND EXISTS (SELECT 1 FROM pragma_table_list(:name) WHERE strict),
+    '', type) AS type, NULL AS comment FROM pragma_table_xinfo(:name, :schema) WHERE hidden != 1""",
     "duckdb": """SELECT column_name AS name, data_type AS type, comment FROM duckdb_columns()
     WHERE lower(schema_name) = lower(coalesce(:schema, 'main')) AND lower(table_name) = lower(:name)""",
 }
@@ -21176,7 +21217,10 @@ DRIVERS = {
 #: Pattern of a message of a database → its hint.
 SQL_HINTS = {
     r"on conflict|no unique|by a unique": "key= names a primary key or UNIQUE index: CREATE UNIQUE INDEX … ON t (key)",
+    r"schema\b.*not exist|unknown database": "a dot in a name divides schema and table; check both",
     r"no such (table|column)|does not exist": "check the name; ctx.load makes tables",
+    r"contains duplicates|create unique index": "keys are there twice: delete all rows of each but one before",
+    r"infinity|too (large|small) \((after|before)": "CAST(column AS text) reads it as text",
     r"binding|bind parameter": "params={…} gives :name its value; a colon in a text is written \\:",
     r"one statement": "one statement a call",
     r"constraint|not.null": "a step can drop or fill the row; mode='upsert' changes the one of its key",
@@ -21266,6 +21310,9 @@ class Table(Place):
             loading = Loading(house, self.resource, mode, keys)
             for batch in batches:
                 loading.add(batch)
+        if loading.left_out:
+            why = "a trigger, a rule or ON CONFLICT of its own"
+            self.around.attempt.journal.log(f"{self.label} did not take {loading.left_out:,} rows: {why}", "warning")
 
     def run(self, statement: str, params: Json) -> Rows | int:
         """Executes outside of a transaction, as VACUUM needs.  Returns rows, or how many changed."""
@@ -21307,29 +21354,44 @@ class Loading:
         self.house, self.name, self.mode, self.keys = house, name, mode, keys
         self.table = house.quoted(name)
         self.columns: dict[str, Column] = house.columns_of(name)
-        self.count = 0  # rows of the batches before
+        self.count = self.left_out = 0  # rows of the batches before; rows that the table did not take
         if mode == "replace" and self.columns:
             house.execute(f"DELETE FROM {self.table}")
 
     def add(self, batch: Rows) -> None:
         scan = Scan(batch, self.count)
         is_new = not self.columns
+        if batch and not scan.columns:
+            raise SourceError("the rows have no columns", ROWS_HINT)
         if not scan.columns or (is_new and self.keys and not batch):  # a key has no kind yet
             return
         is_whole = scan.even or (is_new and not self.keys)  # what a row lacks has no other default
         self.widen(scan)
         for row in batch if self.mode == "upsert" else ():
             check_keys(row, self.keys)
+        if self.mode == "upsert" and not scan.made.keys().isdisjoint(self.keys):
+            self.check_distinct_keys(scan)
         cells = scan.cells(scan.columns, self.house.place)
         if is_whole:
-            self.insert(scan, scan.columns, cells)
+            taken = self.insert(scan, scan.columns, cells)
         else:
+            taken = 0
             pairs = zip(batch, cells, strict=True)
             for names, some in itertools.groupby(pairs, lambda pair: pair[0].keys()):  # the last row of a key wins
                 has = [name in (names or scan.columns[:1]) for name in scan.columns]
                 shape = [*itertools.compress(scan.columns, has)]
-                self.insert(scan, shape, (tuple(itertools.compress(row, has)) for _, row in some))
+                taken += self.insert(scan, shape, (tuple(itertools.compress(row, has)) for _, row in some))
         self.count += len(batch)
+        self.left_out += max(len(batch) - taken, 0)
+
+    def check_distinct_keys(self, scan: Scan) -> None:
+        """Raises SourceError if two keys of a batch, such as 1 and "1", are one in the table."""
+        known: dict[Any, Any] = {}
+        for row, key in zip(scan.rows, zip(*map(scan.cells_of, self.keys), strict=True), strict=True):
+            given = tuple([row[name] for name in self.keys])
+            if known.setdefault(key, given) != given:
+                wrong = f"two keys become one in {self.table}: {safe_repr(known[key])} and {safe_repr(given)}"
+                raise SourceError(wrong, "a step can give them one kind")
 
     def widen(self, scan: Scan) -> None:
         """Adds and widens what the table lacks.  Raises SourceError for a cell that would come back as another."""
@@ -21355,7 +21417,8 @@ class Loading:
         """Returns the old column if it holds all cells of a batch, else the narrowest wider one that does."""
         kinds = scan.kinds(name)
         is_empty = old is None or old.is_new or (self.mode == "replace" and not self.count)
-        if old is not None and not (old.is_new and kinds) and old.convert(scan, name) is None:
+        wrong = old and (old.convert(scan, name) or self.house.misfit(old, scan.cells_of(name)))
+        if old is not None and not (old.is_new and kinds) and wrong is None:
             return old
         is_bound = is_empty and old is not None and self.house.is_bound(self.name, old)
         common = common_kind(kinds if old is None or is_empty or old.kind is None else kinds | {old.kind.name})
@@ -21365,25 +21428,28 @@ class Loading:
             if can_be and column.convert(scan, name) is None:
                 return column
         column = old or column
-        number, cell = column.convert(scan, name) or (0, None)
+        number, cell = column.convert(scan, name) or wrong or (0, None)
         at = self.count + number
         limit = column.limit if kind_of(type(cell)) is column.kind else ""
-        wrong = f"column '{name}' holds {column.kind and column.kind.name}s{limit}, which {safe_repr(cell)} is not"
+        words = f"{str(column.kind.name).removesuffix('s')}s{limit}" if column.kind else column.declared
         drop = f"DROP TABLE {self.table}"
-        hint = (
-            "a step can convert it, or make the column text, from the first load on; before that, "
-            f"ctx.sql({drop!r}, connection=…) deletes the rows that are there: in {self.table} it is {column.declared}"
-        )
+        hint = "a step can convert it, or make the column text, from the first load on"
+        if self.columns:
+            hint += f"; before that, ctx.sql({drop!r}, connection=…) deletes the rows that are there: "
+            hint += f"in {self.table} it is {column.declared}"
         if isinstance(cell, str) and guessed_kind({cell}).name != "text":
             hint = f"types=True where CSV is extracted, whose cells are text without it; else {hint}"
         others = enumerate(itertools.islice(scan.cells_of(name), number, None), at + 1)
         facts = row_facts(at, cell, others, column.cell)
-        raise SourceError(f"row {at}: {wrong}", hint, column=name, **facts)
+        raise SourceError(
+            f"row {at}: column '{name}' holds {words}, which {safe_repr(cell)} is not", hint, column=name, **facts
+        )
 
     def listed(self, names: Iterable[str]) -> str:
         return ", ".join(map(self.house.spell, names))
 
-    def insert(self, scan: Scan, shape: list[str], cells: Cells) -> None:
+    def insert(self, scan: Scan, shape: list[str], cells: Cells) -> int:
+        """Returns how many rows the table took; if its driver does not tell, as many as there could be."""
         house, columns = self.house, [self.columns[self.house.fold(name)] for name in shape]
         # DuckDB takes all values of each column at once: a row on its own needs 3 ms there.
         at_once = house.dialect == "duckdb" and all(column.kind is not None for column in columns)
@@ -21395,7 +21461,7 @@ class Loading:
         insert = f"INSERT INTO {self.table} ({self.listed(shape)}) {source}"
         if self.mode == "upsert" and house.dialect not in ON_CONFLICT:
             self.replace(cells, shape, insert)
-            return
+            return len(scan.rows)
         if self.mode == "upsert":
             others = map(house.spell, (name for name in shape if name not in self.keys))
             changes = ", ".join(f"{name} = excluded.{name}" for name in others)
@@ -21404,11 +21470,12 @@ class Loading:
                 key_of = operator.itemgetter(*map(shape.index, self.keys))
                 cells = {key_of(row): row for row in cells}.values()
         try:
-            house.change(insert, cells, at_once)
+            taken = house.change(insert, cells, at_once)
         except house.errors as problem:
             is_text = re.search(r"NUL\b|0x00|surrogate|utf-?8", cause_text(problem), re.IGNORECASE) is not None
             where = odd_text(scan.rows, scan.before + 1) if is_text else ""
             raise house.failure(problem, self.name, f"{self.table}: {where}") from problem
+        return len(scan.rows) if taken < 0 or at_once or insert.endswith("DO NOTHING") else taken
 
     def replace(self, cells: Cells, shape: list[str], insert: str) -> None:
         """Updates each row, or inserts it, in databases without ON CONFLICT."""
@@ -21474,10 +21541,20 @@ class Warehouse:
         """Returns the columns of a table by their folded names; none if there is no such table."""
         columns = {}
         for row in self.catalog(COLUMNS, table):
-            zone = " WITH TIME ZONE" * getattr(row["type"], "timezone", False)
-            column = Column(row["name"], f"{row['type']}{zone}", self.dialect, row.get("comment") == NO_VALUE)
+            declared, base = self.type_text(row["type"]), getattr(row["type"], "data_type", None)
+            text = declared if base is None else self.type_text(base)
+            column = Column(row["name"], text, self.dialect, row.get("comment") == NO_VALUE)
+            if base is not None:  # a domain may ask for more than the type that it is made of
+                column.declared, column.is_known = declared, False
             columns[self.fold(column.name)] = column
         return columns
+
+    def type_text(self, declared: Any) -> str:
+        return str(declared)
+
+    def misfit(self, column: Column, cells: Iterable[Any]) -> tuple[int, Any] | None:
+        """Returns the first cell that would come back as another from a column whose type only its database knows."""
+        return None
 
     def keys_of(self, table: str) -> Json:
         """Returns the columns of a table's primary key, of its other unique indexes, and of further indexes.
@@ -21695,7 +21772,8 @@ class Alchemy(Warehouse):
             hint = install_hint(str(problem.name))
             raise MissingExtra(f"{scheme} needs {problem.name}, which is not installed", hint) from None
         except Exception as problem:
-            raise BadRequest(f"{bare_url(url)}: {problem}", "check the URL of the database") from None
+            hint = install_hint(scheme) if scheme in PACKAGES else "check the URL of the database"
+            raise BadRequest(f"{bare_url(url)}: {problem}", hint) from None
 
     def __enter__(self) -> Alchemy:
         try:
@@ -21723,6 +21801,9 @@ class Alchemy(Warehouse):
 
     def spell(self, name: str) -> str:
         """Quotes a name for this dialect, and its colons: they are not SQLAlchemy's parameters."""
+        if not name:
+            hint = "a step can name it; of CSV columns=[…], skip_lines=1 name all"
+            raise SourceError(f"{self.dialect} has no column without a name", hint)
         if self.dialect == "postgresql" and len(str(name).encode()) > 63:
             raise SourceError(f"PostgreSQL cuts names after 63 bytes: '{name}'", "a step can rename it")
         marks = self.engine.dialect.identifier_preparer
@@ -21761,6 +21842,37 @@ class Alchemy(Warehouse):
             keys.append(("unique" if is_key else "indexes", row.get("expressions", row["column_names"])))
         return [{"kind": kind, "columns": columns} for kind, columns in keys]
 
+    def type_text(self, declared: Any) -> str:
+        """Returns a type as this database writes it; one word for all enumerations, whose names could be any."""
+        try:
+            is_enum = isinstance(declared, self.alchemy.Enum)
+            return (
+                "ENUM" if is_enum else str(getattr(declared, "compile", declared.__str__)(dialect=self.engine.dialect))
+            )
+        except (*self.errors, TypeError):  # a text, or a type that SQLAlchemy does not know
+            return str(declared)
+
+    def misfit(self, column: Column, cells: Iterable[Any]) -> tuple[int, Any] | None:
+        """Has the database cast the cells, some at once, on a connection of its own: a failure ends a transaction."""
+        if column.is_known or self.dialect not in LOOKING:
+            return None
+        numbered, native = enumerate(cells, 1), cell_for("native")
+
+        def first_of(some: list[tuple[int, Any]]) -> tuple[int, Any] | None:
+            casts = ", ".join(f"CAST(:c{i} AS {column.declared}) AS c{i}" for i in range(len(some)))
+            values = {f"c{i}": native(cell) for i, (_, cell) in enumerate(some)}
+            try:
+                backs = asking.execute(self.alchemy.text(f"SELECT {casts}"), values).one()
+            except self.errors:
+                asking.rollback()
+                return some[0] if len(some) == 1 else next(filter(None, (first_of([pair]) for pair in some)), None)
+            misfits = (pair for pair, back in zip(some, backs, strict=True) if not comes_back(pair[1], back))
+            return next(misfits, None)
+
+        with self.around.working("database"), self.engine.connect() as asking:
+            chunks = iter(lambda: [*itertools.islice(numbered, 100)], [])
+            return next(filter(None, map(first_of, chunks)), None)
+
     def can_widen(self, table: str, old: Column, column: Column) -> bool:
         """Whether Tau may have declared the old column, and no value in it would be rounded."""
         if self.dialect not in ALTERING or re.fullmatch(WIDENED, old.declared) is None or column.zone:
@@ -21771,8 +21883,6 @@ class Alchemy(Warehouse):
     def alter(self, table: str, old: Column | None, column: Column) -> None:
         name = self.spell(column.name)
         if old is not None:
-            self.connection.detach()  # no connection may remember statements for the old type
-            self.engine.dispose()
             is_empty = self.is_empty(table, old)
             if self.dialect not in ALTERING or (old.is_new and not is_empty):
                 wrong = f"column '{old.name}' is {old.declared}, not {column.declared}"
@@ -21783,11 +21893,18 @@ class Alchemy(Warehouse):
             comment = f"'{NO_VALUE}'" if column.is_new else "NULL"
             self.execute(f"COMMENT ON COLUMN {table}.{name} IS {comment}")
 
+    def renew_connections(self) -> None:
+        """Has no connection remember statements for the old types of columns."""
+        self.connection.detach()
+        self.engine.dispose()
+
     def execute(self, query: str, params: Mapping[str, Any] = {}, batch_rows: int | None = None) -> Batches | int:
         self.statement = query
         if self.around.rehearsal is not None:
             self.around.rehearsal.check_statement(query)
         connection = self.connection.execution_options(stream_results=batch_rows is not None)
+        if re.match(r"\s*(drop|alter)\b", query, re.IGNORECASE):
+            self.renew_connections()
         done = connection.execute(self.alchemy.text(query), params)
         return rows_of([*done.keys()], done, batch_rows) if done.returns_rows else int(done.rowcount)
 
@@ -21850,7 +21967,9 @@ class FileFormat:
 
     def key(self, cell: Any) -> str:
         """Returns a text that is the same for cells that are the same key."""
-        return str(csv_cell(cell)) if self.reader is read_csv else encode_json(to_json(cell, "key"))
+        if self.reader is read_csv:
+            return str(csv_cell(cell))
+        return bytes(cell).hex() if isinstance(cell, BYTES) else encode_json(to_json(cell, "key"))
 
 
 def option_schema(annotation: str) -> Json:
@@ -21870,10 +21989,12 @@ def text_layer(file: Any, encoding: str) -> io.TextIOWrapper:
 
 
 PACKED_HINT = "of packed files only .gz is known: unpack it first"
-SHEET_HINT = "save it as CSV, or read it by pandas.read_excel: ctx.load takes its frame"
+NO_MARK_HINT = "encoding='utf-16-le', or 'utf-16-be'"
+SHEET_HINT = "save it as CSV, or read it by pandas.read_excel(path, dtype=object): ctx.load takes its frame"
 #: Suffixes of files that no format= reads → what helps.
 FOREIGN = dict.fromkeys(("bz2", "xz", "zst", "zip", "tar", "tgz", "7z"), PACKED_HINT)
 FOREIGN |= dict.fromkeys(("xls", "xlsx", "xlsm", "ods"), SHEET_HINT)
+FOREIGN |= dict.fromkeys(("xml", "html", "avro", "orc", "feather"), "a library can read it: ctx.load takes its rows")
 #: How files begin that are no UTF-8 → what helps.  The longer of two comes first.
 BEGINNINGS = {
     b"\xff\xfe\0\0": "encoding='utf-32'",
@@ -21889,14 +22010,14 @@ def find_format(named: str | None, path: str) -> FileFormat:
     suffix = named or path.removesuffix(".gz").rpartition(".")[2].lower()
     if suffix in FILE_FORMATS:
         return FILE_FORMATS[suffix]
-    hint = FOREIGN.get(suffix, "format='csv' says it") + f"; known: {', '.join(FILE_FORMATS)}"
+    hint = FOREIGN.get(suffix, "format='csv', or 'tsv', says it") + f"; known: {', '.join(FILE_FORMATS)}"
     raise BadRequest(f"'{path}' has no known format", did_you_mean(suffix, FILE_FORMATS, hint))
 
 
-def unpacked(file: Any, is_packed: bool = False) -> Any:
-    """Returns a file to read from.  If it begins like gzip, or *is_packed*, its bytes are unpacked."""
+def unpacked(file: Any) -> Any:
+    """Returns a file to read from.  If it begins like gzip, whatever it is called, its bytes are unpacked."""
     file = file if hasattr(file, "peek") else io.BufferedReader(file)
-    return gzip.GzipFile(fileobj=file, mode="rb") if is_packed or file.peek(2)[:2] == b"\x1f\x8b" else file
+    return gzip.GzipFile(fileobj=file, mode="rb") if file.peek(2)[:2] == b"\x1f\x8b" else file
 
 
 def labelled(label: str, batches: Batches) -> Batches:
@@ -21905,12 +22026,30 @@ def labelled(label: str, batches: Batches) -> Batches:
         yield from batches
     except (SourceError, BadRequest) as problem:
         raise type(problem)(f"{label}: {problem}", problem.hint, **problem.detail) from problem.__cause__
-    except UnicodeDecodeError as problem:
-        known = (hint for start, hint in BEGINNINGS.items() if problem.object.startswith(start))
-        # latin-1 is not named: it reads any bytes, those of other encodings as nonsense
-        raise SourceError(f"{label}: {problem}", next(known, "say encoding='cp1252', 'shift_jis', 'utf-16'…")) from None
+    except UnicodeError as problem:
+        if not isinstance(problem, UnicodeDecodeError):
+            raise SourceError(f"{label}: {problem}", NO_MARK_HINT) from None
+        data = problem.object
+        known = (hint for start, hint in BEGINNINGS.items() if data.startswith(start))
+        near = data[max(problem.start - 10, data.rfind(b"\n", 0, problem.start) + 1) : problem.start + 10]
+        hint = "; ".join([*readings_of(near), "or another, such as 'utf-16'"])
+        raise SourceError(f"{label}: {problem}", next(known, hint)) from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
         raise SourceError(f"{label}: {problem}", "is it whole, and of this format?") from None
+
+
+#: Texts that often stand for a missing value.
+NO_VALUES = r"(?i)#?n/?a|n\.a\.|nan|null|none|nil|missing|unknown|\\n|[-.?]+"
+#: Encodings of one or two bytes a character.  (latin-1 reads any bytes, those of others as nonsense.)
+ENCODINGS = ("cp1252", "cp1251", "shift_jis", "gb18030")
+
+
+def readings_of(data: bytes) -> Iterator[str]:
+    """Says what some bytes are in each encoding, for who knows what they should be."""
+    for name in ENCODINGS:
+        text = data.decode(name, "replace").partition("\n")[0].strip()
+        if "\ufffd" not in text[1:-1] and text.isprintable():
+            yield f"encoding='{name}' reads {text!r}"
 
 
 def read_csv(
@@ -21977,6 +22116,8 @@ class CsvLines:
         if not names:
             hint = "is the file empty?  skip_lines skips lines, columns=[…] names them"
             raise SourceError("there is no header", hint)
+        if "\0" in names[0]:
+            raise SourceError(f"a column's name has NULs: {safe_repr(names[0])}", NO_MARK_HINT)
         if other := self.other_delimiter(names):
             raise SourceError(f"the header is one column: {safe_repr(names[0])}", f"delimiter={other!r}")
         self.last, self.seen = self.reader.line_num, "header"
@@ -22008,7 +22149,10 @@ class CsvLines:
         other, is_start = self.other_delimiter(line), self.seen == "nothing"
         header = f"skip_lines={self.last}, if this line is the header"
         lost = "is there a delimiter in a cell that is not quoted?  escape='\\\\', if it is escaped"
+        mark = re.escape(self.delimiter)
+        single = re.search(rf"(^|{mark})\s*'[^']*{mark}[^']*'\s*({mark}|$)", self.delimiter.join(line))
         hints = {  # the first that fits
+            'quote="\'"': single,
             "skip_spaces=True, if spaces precede the quotes": any(cell.startswith(' "') for cell in line),
             f"delimiter={other!r}": is_start and other,
             "ragged=True fills such lines; a step can drop a footer": len(line) <= width,
@@ -22067,6 +22211,13 @@ class CsvLines:
                     facts = row_facts(numbers[at], text, filter(operator.itemgetter(1), others), read)
                     named = {self.names[n]: it.name for n, it in kinds.items() if is_guess and it.name != "text"}
                     hint = f"name its type: types={named | {name: 'text'}}"  # which True has guessed for the others
+                    if kind.name in WITH_MARKS and (
+                        number := re.fullmatch(r"[-+]?\d{1,3}(?:(\W)?\d{3})*([.,]\d*)?", text)
+                    ):
+                        marks = {"thousands": number[1], "decimal": number[2] and number[2][0].replace(".", "")}
+                        hint = ", ".join(f"{it}={mark!r}" for it, mark in marks.items() if mark) or hint
+                    elif re.fullmatch(NO_VALUES, text):
+                        hint = f"nulls=[{text!r}], if that is no value; else {hint}"
                     raise SourceError(wrong, hint, column=name, **facts) from problem
             yield from zip(*columns, strict=True)
 
@@ -22107,6 +22258,8 @@ def first_columns(batches: Batches, named: Sequence[str] | None) -> tuple[list[s
 
     def checked() -> Iterator[Rows]:
         for batch in itertools.chain(first, source):
+            if batch and not names:
+                raise SourceError("the rows have no columns", ROWS_HINT)
             if late := [name for name in columns_of(batch) if name not in names]:
                 hint = "name all: columns=[…], or use no stream"
                 raise SourceError(f"column '{late[0]}' appears only after the header", hint)
@@ -22123,13 +22276,30 @@ def read_json(
     yield from batched(records_of(document, records=records, meta=meta, flatten=flatten), batch_rows)
 
 
-def json_document(
-    text: str, place: str = "", hint: str = "JSON lines have the suffix .jsonl, or format='jsonl'"
-) -> Any:
+def json_document(text: str, place: str = "", hint: str = "") -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=distinct_members, parse_float=whole_number)
     except (ValueError, RecursionError) as problem:
+        if "Extra data" in str(problem):
+            hint = hint or "JSON lines have the suffix .jsonl, or format='jsonl'"
+        hint = hint or "JSON has double quotes, and no comma after the last item"
         raise SourceError(f"{place}not JSON: {problem}", "encoding='utf-16'" if "\0" in text else hint) from None
+
+
+def distinct_members(pairs: list[tuple[str, Any]], hint: str = "whoever writes this JSON must rename one") -> Json:
+    """Makes an object of its members.  Raises SourceError if one would take the place of another."""
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        check_distinct([name for name, _ in pairs], hint)
+    return members
+
+
+def whole_number(text: str) -> float | decimal.Decimal:
+    """Reads a number with a point or an exponent; as a decimal if it has more digits than any float is written with."""
+    if len(text) > 18 and len(re.sub("^-?0[.]0*|[eE].*|[-.]", "", text)) > 17:
+        exact = decimal.Decimal(text)
+        return exact if exact != decimal.Decimal(float(text)) else float(text)
+    return finite(text)
 
 
 def records_of(document: Any, *, records: str | None = None, meta: Any = (), flatten: bool | str = False) -> list[Any]:
@@ -22139,9 +22309,10 @@ def records_of(document: Any, *, records: str | None = None, meta: Any = (), fla
     members of objects become columns.  Raises SourceError for a path at which nothing is.
     """
     members = document if isinstance(document, dict) else {}
-    for name, value in members.items() if records is None else ():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            raise SourceError("the document is an object with lists in it", f"say records='{name}'")
+    lists = [name for name, it in members.items() if isinstance(it, list) and it and isinstance(it[0], dict)]
+    if lists and records is None:
+        hint = " or ".join(f"records='{name}'" for name in lists[:10])
+        raise SourceError("the document is an object with lists in it", f"say {hint}")
     rows = document if isinstance(document, list) else [document]
     if records not in (None, ".") and not isinstance(rows := at_path(document, str(records)), list | None):
         hint = f"the document has {', '.join(members)}" if members else "leave records out"
@@ -22157,10 +22328,7 @@ def wider_row(row: Any, shared: Json, flatten: bool | str) -> Any:
     if not isinstance(row, dict):
         return row
     pairs = [*members_of([*row.items(), *shared.items()], "." if flatten is True else flatten or "")]
-    wider = dict(pairs)
-    if len(wider) < len(pairs):
-        check_distinct([name for name, _ in pairs], "flatten='_' joins names in another way")
-    return wider
+    return distinct_members(pairs, "flatten='_' joins names in another way")
 
 
 def members_of(pairs: Iterable[tuple[str, Any]], mark: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -22200,7 +22368,7 @@ def read_json_lines(text: io.TextIOWrapper, batch_rows: int | None, *, flatten: 
 def json_line(number: int, line: str) -> Json:
     row = json_document(line, f"line {number} is ", "an object a line")
     if type(row) is not dict:
-        raise SourceError(f"line {number} is no object", "an object a line")
+        raise SourceError(f"line {number} is no object", "format='json'" if type(row) is list else "an object a line")
     return row
 
 
@@ -22215,7 +22383,7 @@ def json_row(row: Json) -> str:
     try:
         try:
             return encode_row(row)
-        except ValueError:
+        except (ValueError, BadResult):
             return encode_row({name: None if value != value else value for name, value in row.items()})
     except (ValueError, TypeError, BadResult) as problem:
         raise SourceError(f"a row has no JSON form: {problem}: {safe_repr(row)}", "a step can change it") from None
@@ -22223,7 +22391,7 @@ def json_row(row: Json) -> str:
 
 def json_cell(value: Any) -> Any:
     """Returns the JSON of a value that the json module does not know."""
-    return refuse_bytes(value) if isinstance(value, (bytes, bytearray, memoryview)) else to_json(value, "cell")
+    return refuse_bytes(value) if isinstance(value, BYTES) else to_json(value, "cell")
 
 
 encode_row = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=json_cell).encode
@@ -22246,14 +22414,20 @@ def read_parquet(text: io.TextIOWrapper, batch_rows: int | None) -> Batches:
             again = [f"{name}_{count + 1}" if count else name for name, count in pairs]
             check_distinct(names, f"{BY_ARROW}.rename_columns({cut_text(repr(again), 500)}).to_pylist()")
         for batch in [table.read()] if batch_rows is None else table.iter_batches(batch_rows):
+            for times in (column for column in batch.columns if str(column.type) == "time64[ns]"):
+                if not times.cast("time64[us]", safe=False).cast(times.type).equals(times):
+                    raise ValueError("its nanoseconds would be cut")
             yield Rows(batch.to_pylist(), names)
     except arrow.ArrowException as problem:
         raise SourceError(f"not Parquet: {problem}", "is it whole, and of this format?") from None
-    except ValueError as problem:  # nanoseconds that Python's datetime lacks
-        odd = [name for name, kind in zip(names, table.schema_arrow.types, strict=True) if "[ns" in str(kind)]
-        cast = f".set_column({names.index(odd[0])}, '{odd[0]}', t['{odd[0]}'].cast('timestamp[us]', safe=False))"
-        hint = f"install pandas; or cut to microseconds: {BY_ARROW}{cast}.to_pylist()"
-        raise SourceError(f"column {', '.join(map(repr, odd))}: {problem}", hint) from None
+    except (ValueError, OverflowError) as problem:  # nanoseconds, or years, that Python's times lack
+        cast, odd = "", []
+        for at, (name, kind) in enumerate(zip(names, map(str, table.schema_arrow.types), strict=True)):
+            odd += [repr(name)] * (re.search("time|duration", kind) is not None)
+            if re.match(r"\w+\[ns", kind):
+                cast += f".set_column({at}, '{name}', t['{name}'].cast('{kind.partition('[')[0]}[us]', safe=False))"
+        cut = f"install pandas; or cut to microseconds: {BY_ARROW}{cast}.to_pylist()"
+        raise SourceError(f"column {', '.join(odd)}: {problem}", cut if cast else "a library can read it") from None
 
 
 def write_parquet(text: io.TextIOWrapper, batches: Batches) -> None:
@@ -22261,33 +22435,42 @@ def write_parquet(text: io.TextIOWrapper, batches: Batches) -> None:
     parquet, arrow = parquet_and_arrow()
     names, batches = first_columns(batches, None)
     source = filter(None, batches)
-    try:
-        table = full_table(arrow, collect(itertools.islice(source, 2)), names, None)
-        with parquet.ParquetWriter(text.buffer, table.schema) as writer:
-            writer.write_table(table)
-            for batch in source:
-                writer.write_table(full_table(arrow, batch, names, table.schema))
-    except (arrow.ArrowException, OverflowError, ValueError) as problem:
-        hint = "each column has one type, that of the first rows; a step can change the others"
-        raise SourceError(f"not for Parquet: {problem}", hint) from None
+    table = full_table(arrow, collect(itertools.islice(source, 2)), names, None)
+    with parquet.ParquetWriter(text.buffer, table.schema) as writer:
+        writer.write_table(table)
+        for batch in source:
+            writer.write_table(full_table(arrow, batch, names, table.schema))
+
+
+#: Modules of the classes whose values Arrow keeps as they are, in a column of their own kind.
+EXACT_MODULES = ("builtins", "datetime", "decimal")
 
 
 def full_table(arrow: Any, batch: Rows, names: list[str], schema: Any) -> Any:
     """Makes an Arrow table.  Raises SourceError for a cell that Arrow would change."""
-    scan = Scan(batch)
-    try:
-        table = arrow.table({name: [*scan.cells_of(name)] for name in names}, schema)
-    except UnicodeEncodeError as problem:
-        raise SourceError(f"not for Parquet: {odd_text(batch)}{problem}", "a step can change it") from None
-    for field in table.schema:
-        wrong = Column(field.name, str(field.type)).convert(scan, field.name)
-        if arrow.types.is_duration(field.type):  # Arrow takes 7 for 7 µs
-            cells = enumerate(scan.cells_of(field.name))
-            wrong = next(((n, it) for n, it in cells if not isinstance(it, (datetime.timedelta, type(None)))), None)
+    scan, columns = Scan(batch), []
+    hint = "each column has one type, that of the first rows; a step can convert the value"
+    for name in names:
+        cells = [*scan.cells_of(name)]
+        is_odd = any(it.__module__ not in EXACT_MODULES for it in scan.types.get(name, ()))
+        if is_odd:  # NaT of pandas is no time
+            times = (datetime.datetime, datetime.timedelta)
+            cells = [None if isinstance(it, times) and it != it else it for it in cells]
+        try:
+            made = arrow.array(cells, schema and schema.field(name).type)
+        except (arrow.ArrowException, OverflowError, ValueError, TypeError) as problem:
+            what = odd_text(batch) if isinstance(problem, UnicodeEncodeError) else f"column '{name}': "
+            raise SourceError(f"not for Parquet: {what}{problem}", hint) from None
+        wrong = Column(name, str(made.type)).convert(scan, name)
+        is_narrow = arrow.types.is_nested(made.type) or re.match("float|halffloat|duration", str(made.type))
+        if not wrong and (is_odd or is_narrow):
+            backs = enumerate(zip(cells, made.to_pylist(), strict=True), 1)
+            wrong = next(((n, cell) for n, (cell, back) in backs if not comes_back(cell, back)), None)
         if wrong:
-            message = f"not for Parquet: column '{field.name}' is {field.type}, which {safe_repr(wrong[1])} is not"
-            raise SourceError(message, "each column has one type; a step can convert the value")
-    return table
+            message = f"not for Parquet: column '{name}' is {made.type}, which {safe_repr(wrong[1])} is not"
+            raise SourceError(message, hint)
+        columns.append(made)
+    return arrow.table(columns, schema or names)
 
 
 FILE_FORMATS = {
@@ -22419,6 +22602,11 @@ def records_in(data: Any) -> Iterable[Any]:
     """Returns the rows of a pandas or polars frame or an Arrow table; else the data, if it is an iterable."""
     if isinstance(data, Stream):
         raise BadRequest("a stream has no rows, only batches of rows", "for batch in stream: …")
+    names = getattr(data, "column_names", getattr(data, "columns", None))
+    if names is not None and not isinstance(data, list):
+        check_distinct([*names], "rename one of them before")
+        if kept := [name for name in getattr(getattr(data, "index", None), "names", ()) if name is not None]:
+            raise BadRequest(f"the index of the frame, {kept[0]!r}, is no column", "frame.reset_index()")
     for method in ("to_pylist", "to_dicts"):
         if hasattr(data, method):
             return getattr(data, method)()  # type: ignore[no-any-return]
@@ -22477,7 +22665,7 @@ def check_columns(names: Iterable[str], columns: Sequence[str], option: str = "k
 
 def check_keys(row: Json, keys: Iterable[str]) -> None:
     for name in keys:
-        if row.get(name) is None:
+        if (cell := row.get(name)) is None or cell != cell:
             raise SourceError(f"a row has no '{name}', part of the key: {safe_repr(row)}", "a step can drop such rows")
 
 
@@ -22555,8 +22743,10 @@ def plain_cell(value: Any) -> Any:
 
 
 def known_cell(value: Any) -> Any:
-    """Returns a value for a driver as it is, except numpy's, which drivers do not know."""
-    return plain_cell(value) if hasattr(value, "tolist") else value
+    """Returns a value for a driver as it is, except numpy's, which drivers do not know, and what they would cut."""
+    if getattr(value, "nanosecond", 0):
+        raise SourceError(f"its nanoseconds would be cut: {safe_repr(value)}", "a step can cut them: value.floor('us')")
+    return plain_cell(value) if hasattr(value, "tolist") else value if value == value else None  # NaT is no time
 
 
 def refuse_bytes(value: Any) -> Any:
@@ -22627,12 +22817,27 @@ class ValueKind:
         raise ValueError(value)
 
 
-def iso(value: Any) -> str:
-    return value.isoformat()  # type: ignore[no-any-return]
+def comes_back(given: Any, back: Any) -> bool:
+    """Whether a value that was given came back as it was, and all in it.  A member that was not given is None."""
+    given = given.tolist() if hasattr(given, "tolist") else given
+    if isinstance(given, dict) and isinstance(back, dict):
+        return given.keys() <= back.keys() and all(comes_back(given.get(name), back[name]) for name in back)
+    if isinstance(given, (list, tuple)) and isinstance(back, (list, tuple)):
+        return len(given) == len(back) and all(map(comes_back, given, back))
+    if given is None or back is None or given != given:
+        return (given is None or given != given) and (back is None or back != back)
+    with contextlib.suppress(ValueError):
+        return bool(kind_of(type(back)).exactly(given) == back)
+    return False
+
+
+def iso(value: Any, *mark: str) -> str | None:
+    """Returns a date or a time as text; None for NaT, which pandas has for a missing one."""
+    return value.isoformat(*mark) if value == value else None
 
 
 DAY_PATTERN = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
-CLOCK_PATTERN = r"[0-9]{2}:[0-9]{2}.*"
+CLOCK_PATTERN = r"[0-9]{2}:[0-9]{2}(?!.*[.,][0-9]{7}).*"
 #: A class stands in one row only; of several kinds the narrower comes first.  A new kind may belong into GUESSED, too.
 #: Numbers have no leading zero and at most 18 digits, those with a point 15: 007 and 32E01 are codes and 20 digits are
 #: an id, which stay text.  2026-W05 is text as well.
@@ -22647,7 +22852,7 @@ KINDS_OF_VALUE = (
         parse=real, quick=float, declared=r"REAL|FLOA|DOUB",
         pattern=r"-?(?:0|[1-9][0-9]{0,6})(?:\.[0-9]{1,8})?|"  # most numbers, and fast
         r"-?(?![0-9.]{17}|[0-9]+[eE][0-9])(?:(?:0|[1-9][0-9]{0,14})(?:\.[0-9]*)?|\.[0-9]+)"
-        r"(?:[eE](?:-[0-9]{1,3}|[+]?[0-9]{1,2}))?",
+        r"(?:[eE](?:-[12]?[0-9]{1,2}|[+]?[0-9]{1,2}))?",
     ),
     ValueKind(
         "real", "datetime.timedelta", {"type": "number"}, convert=lambda seconds: datetime.timedelta(seconds=seconds)
@@ -22664,7 +22869,7 @@ KINDS_OF_VALUE = (
     ValueKind(
         "datetime", "datetime.datetime", {"type": "string", "format": "date-time"}, "TEXT", "DateTime", iso,
         make=lambda day: datetime.datetime.combine(day, datetime.time()), pattern=f"{DAY_PATTERN}[T ]{CLOCK_PATTERN}",
-        declared=r"^(DATETIME|TIMESTAMP)", sqlite=lambda value: value.isoformat(" "),
+        declared=r"^(DATETIME|TIMESTAMP)", sqlite=lambda value: iso(value, " "),
     ),
     ValueKind(
         "time", "datetime.time", {"type": "string", "format": "time"}, "TEXT", "Time", iso,
@@ -22686,7 +22891,7 @@ KINDS_OF_VALUE = (
     ),
     ValueKind(
         "bytes", "builtins.bytes bytearray memoryview", None, "BLOB", "LargeBinary",
-        csv=refuse_bytes, sqlite=bytes, declared=r"BLOB|BINARY|BYTEA",
+        csv=refuse_bytes, sqlite=bytes, native=bytes, declared=r"BLOB|BINARY|BYTEA",
     ),
     ValueKind("other", "builtins.object", {}),
     ValueKind(None, "builtins.NoneType", {"type": "null"}, ""),
@@ -22698,8 +22903,18 @@ WITH_MARKS = ("integer", "real", "decimal")
 KINDS_OF_CLASS = {name.rpartition(".")[2]: kind for kind in KINDS_OF_VALUE for name in kind.classes}
 #: Dialects that know `ALTER COLUMN … TYPE` and `COMMENT ON COLUMN`, and whose types tell whether times have a zone.
 ALTERING = ("postgresql", "duckdb", "cockroachdb")
-#: The kinds to which SQLite converts what a column of them gets.
-SQLITE_KINDS = ("integer", "real", "decimal", "boolean", "text")
+#: Pattern of a declared type → the kind to which SQLite converts what a column of it gets.  The first counts; of texts
+#: that look like numbers it makes numbers in a column of any other type (sqlite.org/datatype3.html, 3.1).
+SQLITE_KINDS = {"INT": "integer", "CHAR|CLOB|TEXT": "text", "BLOB|^$": None, "REAL|FLOA|DOUB": "real"}
+SQLITE_KINDS |= {"BOOL": "boolean", "NUMERIC|DECIMAL|^NUMBER": "decimal"}
+SQLITE_NUMBER = r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*"
+#: Types of PostgreSQL and DuckDB whose values Column knows; of others it is asked what they make of a value.
+KNOWN_TYPES = (
+    r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|DOUBLE( PRECISION)?|TEXT|N?(VAR)?CHAR(\(\d+\))?|BOOL(EAN)?|DATE|BLOB|BYTEA"
+    r"|TIME(STAMP)?( WITH(OUT)? TIME ZONE)?|(NUMERIC|DECIMAL)(\(\d+(, ?\d+)?\))?|JSONB?|UUID|ENUM.*|NULL"
+)
+#: Declared type → how many bits its integers have, if not 64.
+BITS = {"TINYINT": 8, "SMALLINT": 16, "INTEGER": 32, "INT": 32}
 #: Types whose values SQLite and CSV take as they are.
 PLAIN_TYPES = frozenset((int, float, str, type(None)))
 #: Kind of column → the kinds that hold its values too, the narrowest first.  Text holds the text of any value.
@@ -22725,12 +22940,21 @@ class Column:
         self.name, self.declared, self.is_new = name, declared, is_new
         self.stored = "sqlite_type" if is_sqlite else "alchemy_type" if dialect else "name"
         kind = None if is_nested else next(kinds, None)
+        if is_sqlite:
+            words = [word for pattern, word in SQLITE_KINDS.items() if re.search(pattern, text)]
+            kind = KINDS_OF_COLUMN[words[0]] if words and words[0] else None
+        #: Whether Tau knows what becomes of a value in it.
+        self.is_known = bool(words) if is_sqlite else re.fullmatch(KNOWN_TYPES, text) is not None
+        self.kind: ValueKind | None = kind
         word = kind and kind.name
-        self.kind: ValueKind | None = None if is_sqlite and word not in SQLITE_KINDS else kind
         #: How many bits its integers have, as far as Tau checks them.
-        self.bits = 128 if re.search(r"^U|HUGE|UNSIGNED", text) else 64
-        size = re.search(r"\((\d+)(?:, *(\d+))?\)", text)
+        bits = 64 if is_sqlite or not dialect else BITS.get(text, 64)
+        self.bits = 128 if re.search(r"^U|HUGE|UNSIGNED", text) else bits
+        size = re.search(r"\((\d+)(?:, *(-?\d+))?\)", text)
         whole, after = (int(size[1]), int(size[2] or 0)) if size else (0, 0)
+        #: How many characters a text may have, and whether it must have as many: shorter ones would be padded.
+        self.length = whole if word == "text" and not is_sqlite else 0
+        self.is_padded = re.match(r"N?CHAR\b", text) is not None
         #: How many digits a decimal may have: before the point, after it, and in all.  SQLite reckons with 15.
         digits = (15, 400, 15) if is_sqlite else (whole - after, after, whole) if size else None
         self.size = digits if word == "decimal" else None
@@ -22746,6 +22970,8 @@ class Column:
             return f" of at most {self.size[2]} digits{after}"
         if self.zone is not None:
             return " with a zone" if self.zone else " without a zone"
+        if self.length:
+            return f" of {'' if self.is_padded else 'at most '}{self.length} characters"
         return f" of {self.bits} bits" if self.kind is KINDS_OF_COLUMN["integer"] else ""
 
     def cell(self, value: Any) -> Any:
@@ -22754,10 +22980,14 @@ class Column:
         if made is None:
             return None
         is_wrong = self.zone is not None and (made.tzinfo is not None) is not self.zone
-        if type(made) is int:
+        if self.length:
+            is_wrong = len(made) > self.length or (self.is_padded and len(made) < self.length)
+        if self.stored == "sqlite_type" and not self.is_known:
+            is_wrong = isinstance(text := sqlite_cell(made), str) and re.fullmatch(SQLITE_NUMBER, text) is not None
+        if type(made) is int and self.kind is not None:
             is_wrong = not -(1 << self.bits - 1) <= made < 1 << self.bits - 1
         if self.size is not None:
-            before, _, after = format(abs(made), "f").partition(".")
+            before, _, after = format(made.copy_abs(), "f").partition(".")  # abs() rounds to 28 digits
             before, after = before.lstrip("0"), after.rstrip("0")
             lengths = len(before), len(after), len((before + after).strip("0"))
             is_wrong = not made.is_finite() or any(map(operator.gt, lengths, self.size))
@@ -22773,7 +23003,8 @@ class Column:
         made: list[Any] = []
         stored = {getattr(KINDS_OF_COLUMN[kind], self.stored) for kind in scan.kinds(name)}
         is_same = self.kind is None or stored <= {getattr(self.kind, self.stored)}
-        if is_same and self.size is None and self.zone is None:
+        is_odd = self.stored == "sqlite_type" and not self.is_known and not scan.types.get(name, set()) <= {int, float}
+        if is_same and not is_odd and self.size is None and self.zone is None and not self.length:
             numbers = filter(None, scan.cells_of(name)) if scan.types.get(name) == {int} else ()
             if max(map(int.bit_length, numbers), default=0) < self.bits:
                 return None
@@ -23045,6 +23276,7 @@ class Attempt:
         self.failed: tuple[BaseException | None, str | None] = (None, None)  # the exception, its innermost step
         self.outputs: list[Output] = []  # what captures descriptors 1 and 2
         self.rehearsal: Any = None  # a Rehearsal, if nothing may change
+        self.added: list[str] = []  # what it has added to places, which stays if it fails
         self.has_read = False  # whether an extract or a query has returned rows
         self.drift, self.sample_rows = "ignore", 0  # as the pipeline says, once it is known
         self.drifts: list[Json] = []  # that steps have told
@@ -23587,13 +23819,14 @@ def bounded_fields(fields: Json) -> str:
 
 
 quote = json.encoder.encode_basestring
+BYTES = (bytes, bytearray, memoryview)
 
 
 def to_json(value: Any, path: str, level: int = 0) -> Any:
     """Returns a value as JSON.  Raises BadResult, which says where, if a part has no JSON form.
 
-    Dates, times, UUIDs, decimals and paths become text, timedeltas seconds, bytes their count,
-    sets sorted lists, enums their value, dataclasses objects.
+    Dates, times, UUIDs, decimals and paths become text, timedeltas seconds, sets sorted lists, enums their value,
+    dataclasses objects, and bytes their count: in a *path* in the result, which is for people; elsewhere they are kept.
     """
     kind = type(value)
     if value is None or kind in (str, bool):
@@ -23614,7 +23847,9 @@ def to_json(value: Any, path: str, level: int = 0) -> Any:
         return [to_json(item, f"{path}[{i}]", level + 1) for i, item in enumerate(value)]
     if isinstance(value, (set, frozenset)):
         return sorted((to_json(item, f"{path}{{}}", level + 1) for item in value), key=encode_json)
-    if isinstance(value, (bytes, bytearray, memoryview)):
+    if isinstance(value, BYTES):
+        if not path.startswith("result"):
+            raise BadResult(f"{path} is bytes, which JSON cannot express: base64.b64encode(…).decode()")
         return {"bytes": len(value)}
     for attribute, convert in CONVERSIONS:
         if hasattr(kind, attribute):
@@ -23638,9 +23873,9 @@ def from_numpy(value: Any) -> Any:
 CONVERSIONS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
     ("__dataclass_fields__", lambda value: {name: getattr(value, name) for name in value.__dataclass_fields__}),
     ("_value2member_map_", lambda value: value.value),
-    ("isoformat", lambda value: value.isoformat()),
+    ("total_seconds", lambda value: value.total_seconds()),  # pandas' have an isoformat too
+    ("isoformat", lambda value: iso(value)),
     ("__fspath__", os.fspath),
-    ("total_seconds", lambda value: value.total_seconds()),
     ("tolist", from_numpy),
     ("is_subnormal", str),  # decimals
     ("bytes_le", str),  # UUIDs
@@ -23696,6 +23931,8 @@ def facts_of(problem: BaseException, attempt: Attempt) -> Json | None:
         facts = attempt.facts or next(filter(None, candidates), {})
         if "retryable" not in facts and not attempt.stopped and is_transient(problem):
             facts = {"retryable": True, **facts}
+        if attempt.added and attempt.rehearsal is None:
+            facts = facts | {"rows_added": [*attempt.added[-5:], "they stay, and another run adds them again"]}
         return bounded_facts(SECRETS.document(facts))
     return None
 

@@ -272,6 +272,23 @@ def test_memos_of_other_arguments_are_others() -> None:
     assert (run["result"], run["logs"]) == ([1, 2, 1], ["memo 'last' is used again"])
 
 
+def test_memos_keep_what_was_returned_or_say_that_they_cannot() -> None:
+    @module.pipeline
+    def it(ctx: module.PipelineContext) -> list[object]:
+        calls = [ctx.memo("first", lambda data: data.decode(), data) for data in (b"ab", b"cd")]
+        half = ctx.memo("half", lambda: "\ud800")
+        try:
+            ctx.memo("bytes", lambda: [b"xyz"])
+        except Exception as problem:
+            return [calls, half == "\ud800", str(problem)]
+        return []
+
+    run = module.run_local(it)
+    module.PIPELINES.pop()
+    wrong = "memo bytes[0] is bytes, which JSON cannot express: base64.b64encode(…).decode()"
+    assert run["result"] == [["ab", "cd"], True, wrong]
+
+
 def test_a_run_is_retried_from_its_failure(tau: Tau) -> None:
     tau.deploy(MEMO)
     failed = tau.command("run", "memo_async", "-p", "fail=2").json

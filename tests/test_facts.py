@@ -436,3 +436,15 @@ def test_a_check_of_all_rows_names_those_that_fail(tau: Tau) -> None:
         facts = run["error"]["facts"]
         assert (facts["failing"], facts["of"], [row["position"] for row in facts["rows"]]) == (2, 30, [18, 21])
         assert run["error"]["hint"].startswith("it fails for 2 of 30, first {'id': 17, 'celsius': -70}; ")
+
+
+def test_a_failure_says_which_rows_it_has_added_before(tau: Tau) -> None:
+    code = """
+        def it(ctx):
+            ctx.load("added.csv", [{"n": 1}, {"n": 2}])
+            ctx.load("replaced.csv", [{"n": 1}], mode="replace")
+            ctx.extract("missing.csv")
+        """
+    run = tau.run_it(code, exit=1)
+    said = run["error"]["facts"]["rows_added"]
+    assert said == ["2 to added.csv", "they stay, and another run adds them again"]

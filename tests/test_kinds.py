@@ -298,6 +298,109 @@ def test_types_that_a_user_declared_are_not_changed(house: str, ctx: Context) ->
                 ctx.load(house, [row], "t")
 
 
+MICROS = datetime.datetime(2026, 1, 2, 3, 4, 5, 600_000)  # noqa: DTZ001
+#: Of a table that a user has made: database, declared type, value, and whether it comes back.
+BY_HAND: list[tuple[str, str, Any, bool]] = [
+    *(("sqlite", name, "007", False) for name in ("DATE", "DATETIME", "UUID", "JSON", "POINT", "STRING", "ANY")),
+    *(("sqlite", "DATE", it, True) for it in (DAY, "2026-01-02", "abc", 7, 2.5)),
+    ("sqlite", "FLOATING POINT", "1e5", False), ("sqlite", "BLOB", "007", True), ("sqlite", "", "007", True),
+    ("postgresql", "REAL", 0.123456789, False), ("postgresql", "REAL", 16_777_217, False), ("postgresql", "REAL", 0.1, True),
+    ("duckdb", "FLOAT", 0.1, False), ("duckdb", "FLOAT", 0.5, True),
+    *((name, "TIMESTAMP(0)", MICROS, False) for name in ("postgresql", "duckdb")),
+    ("postgresql", "TIMESTAMP(0)", WHEN, True), ("postgresql", "TIMESTAMP(3)", MICROS, True),
+    ("duckdb", "TIMESTAMP_S", MICROS, False), ("duckdb", "TIMESTAMP_MS", MICROS, True),
+    ("postgresql", "TIME(0)", datetime.time(1, 2, 3, 4), False),
+    ("postgresql", "CHAR(5)", "abc", False), ("postgresql", "CHAR(5)", "abcde", True), ("postgresql", "CHAR(5)", "abcdef", False),
+    ("postgresql", "VARCHAR(3)", "abc ", False), ("postgresql", "VARCHAR(3)", "abcd", False), ("postgresql", "VARCHAR(3)", "abc", True),
+    ("postgresql", "SMALLINT", 70_000, False), ("duckdb", "TINYINT", 200, False), ("postgresql", "INTEGER", -(1 << 31), True),
+    ("postgresql", "MONEY", Decimal("12.345"), False), ("postgresql", "small", "007", False), ("postgresql", "small", 7, True),
+    ("postgresql", "exact", Decimal("1.999"), False), ("postgresql", "mood", "sad", True), ("postgresql", "JSONB", {"a": [1]}, True),
+    ("postgresql", "UUID", "0f0e0d0c-0b0a-0908-0706-050403020100", True), ("postgresql", "INTERVAL", datetime.timedelta(1), False),
+    ("duckdb", "INTEGER[]", [1.7], False), ("duckdb", "INTEGER[]", ["007"], False), ("duckdb", "INTEGER[]", [1, 2], True),
+    ("duckdb", "STRUCT(a INTEGER)", {"a": 1.7}, False), ("duckdb", "STRUCT(a INTEGER)", {"a": 1, "b": 2}, False),
+    ("duckdb", "STRUCT(a INTEGER)", {"a": 1}, True), ("duckdb", "ENUM('a', 'b')", "a", True),
+    ("duckdb", "DECIMAL(38, 9)", Decimal("12345678901234567890.1234567897"), True),  # which Tau may widen
+    ("duckdb", "DECIMAL(38, 9)", Decimal("1234567890123456789012.12345678901234567890"), False),
+    ("postgresql", "NUMERIC(37, 9)", Decimal("12345678901234567890.1234567897"), False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("database", "declared", "value", "is_kept"), BY_HAND)
+def test_a_type_of_the_users_own_keeps_a_value_or_refuses_it(
+    database: str, declared: str, value: Any, is_kept: bool, ctx: Context, request: pytest.FixtureRequest
+) -> None:
+    house = f"{database}:///house.db"
+    if database == "postgresql":
+        house = request.getfixturevalue("postgres")
+        for line in ("DROP SCHEMA public CASCADE", "CREATE SCHEMA public", "CREATE DOMAIN small AS INTEGER"):
+            ctx.sql(line, connection=house)
+        ctx.sql("CREATE DOMAIN exact AS NUMERIC(10, 2)", connection=house)
+        ctx.sql("CREATE TYPE mood AS ENUM ('sad')", connection=house)
+    elif database == "duckdb":
+        pytest.importorskip("duckdb_engine")
+    ctx.sql(f"CREATE TABLE t (id INTEGER, c {declared})", connection=house)
+    rows = [{"id": 1, "c": None}, {"id": 2, "c": value}]
+    if is_kept:
+        ctx.load(house, rows, "t")
+        back = ctx.extract(house, "SELECT c FROM t WHERE id = 2")[0]["c"]
+        assert same(value, back) or module.comes_back(value, back) or value == str(back), back
+    else:
+        with pytest.raises(module.SourceError, match=r"row 2: column 'c' (holds|is) .*, which .* is not") as caught:
+            ctx.load(house, rows, "t")
+        assert caught.value.hint
+        assert ctx.extract(house, "t") == []
+
+
+def test_a_strict_table_of_sqlite_keeps_what_any_takes(ctx: Context) -> None:
+    ctx.sql("CREATE TABLE t (c ANY) STRICT", connection="sqlite:///house.db")
+    ctx.load("sqlite:///house.db", [{"c": "007"}, {"c": 7}], "t")
+    assert ctx.extract("sqlite:///house.db", "t") == [{"c": "007"}, {"c": 7}]
+
+
+def test_two_keys_of_a_load_do_not_become_one(house: str, ctx: Context) -> None:
+    with pytest.raises(module.SourceError, match="two keys become one"):
+        ctx.load(house, [{"k": 1, "n": 1}, {"k": "1", "n": 2}], "t", mode="upsert", key="k")
+    with pytest.raises(module.SourceError, match="a row has no 'k', part of the key"):
+        ctx.load(house, [{"k": float("nan"), "n": 1}], "t", mode="upsert", key="k")
+
+
+def test_bytes_of_any_class_are_bytes(house: str, ctx: Context) -> None:
+    ctx.load(house, [{"c": b"ab"}, {"c": bytearray(b"cd")}, {"c": memoryview(b"ef")}], "t")
+    assert [bytes(row["c"]) for row in ctx.extract(house, "t")] == [b"ab", b"cd", b"ef"]
+    with pytest.raises(module.SourceError, match=r"row 1, column 'c': cell\[0\] is bytes"):
+        ctx.load(house, [{"c": [b"xyz"]}], "other")
+
+
+def test_rows_that_a_table_leaves_out_are_told(ctx: Context, request: pytest.FixtureRequest) -> None:
+    for house in ("sqlite:///house.db", request.getfixturevalue("postgres")):
+        ctx.sql("DROP TABLE IF EXISTS t", connection=house)
+        ctx.sql("CREATE TABLE t (n BIGINT)", connection=house)
+        if house.startswith("sqlite"):
+            trigger = "CREATE TRIGGER odd BEFORE INSERT ON t WHEN new.n = 2 BEGIN SELECT RAISE(IGNORE); END"
+            ctx.sql(trigger, connection=house)
+        else:
+            ctx.sql("CREATE RULE odd AS ON INSERT TO t WHERE new.n = 2 DO INSTEAD NOTHING", connection=house)
+        ctx.load(house, [{"n": 1}, {"n": 2}, {"n": 3}], "t")
+        assert [row["n"] for row in ctx.extract(house, "t")] == [1, 3]
+    said = [record["message"] for record in ctx.records("log") if record["level"] == "warning"]
+    assert said == ["t did not take 1 rows: a trigger, a rule or ON CONFLICT of its own"] * 2
+
+
+def test_rows_without_columns_are_refused(house: str, ctx: Context) -> None:
+    ctx.load(house, [{"c": 1}], "t")
+    for target in (house, "rows.csv", "rows.parquet"):
+        if target != "rows.parquet" or importable("pyarrow"):
+            with pytest.raises(module.SourceError, match="the rows have no columns"):
+                ctx.load(target, [{}, {}], "t" if target == house else None)
+
+
+def test_a_table_that_is_made_anew_has_its_new_types_at_once(house: str, ctx: Context) -> None:
+    for cell in [7, "x"] * 8:
+        ctx.sql("DROP TABLE IF EXISTS t", connection=house)
+        ctx.load(house, [{"c": cell}], "t")
+        assert ctx.extract(house, "t") == [{"c": cell}]
+
+
 #: Declared type → the kind of its values, and whether they have a zone.
 TYPES: dict[str, tuple[str | None, bool | None]] = {
     "BIGINT": ("integer", None), "UInt64": ("integer", None), "SERIAL": ("integer", None), "INTERVAL": (None, None),

@@ -201,6 +201,36 @@ def test_frames_and_tables_are_rows(ctx: Context) -> None:
         del module.SOURCES["frames"]
 
 
+def test_a_frame_loses_no_column(ctx: Context) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"shop": ["a", "b"], "n": [1, 2]})
+    with pytest.raises(module.SourceError, match="two columns are named 'shop'"):
+        ctx.load("a.csv", pandas.concat([frame, frame], axis=1))
+    with pytest.raises(module.BadRequest, match="the index of the frame, 'shop', is no column") as caught:
+        ctx.load("a.csv", frame.groupby("shop").sum())
+    assert caught.value.hint == "frame.reset_index()"
+    ctx.load("a.csv", frame.groupby("shop").sum().reset_index())
+    assert ctx.extract("a.csv", types=True) == [{"shop": "a", "n": 1}, {"shop": "b", "n": 2}]
+
+
+def test_times_of_pandas_are_kept_or_refused(ctx: Context) -> None:
+    pandas = pytest.importorskip("pandas")
+    exact, more = (pandas.Timestamp(f"2026-01-02 03:04:05.{digits}") for digits in ("123456", "123456789"))
+    rows = [{"at": exact, "took": pandas.Timedelta(seconds=90)}, {"at": pandas.NaT, "took": None}]
+    for target in ("a.csv", "a.jsonl", "a.parquet", "sqlite:///a.db", "duckdb:///a.duckdb"):
+        pytest.importorskip("duckdb_engine" if target.startswith("duckdb") else "pyarrow")
+        table = "t" if ":" in target else None
+        ctx.load(target, rows, table)
+        back = ctx.extract(target, table, **({"types": True} if target == "a.csv" else {}))
+        assert str(back[0]["at"]).replace("T", " ") == "2026-01-02 03:04:05.123456"
+        took = back[0]["took"]
+        assert (took.total_seconds() if hasattr(took, "total_seconds") else took) == 90
+        assert back[1] == {"at": None, "took": None}
+        if target in ("a.parquet", "duckdb:///a.duckdb"):
+            with pytest.raises(module.SourceError, match=r"Timestamp|nanoseconds"):
+                ctx.load(target, [{"at": more, "took": None}], table)
+
+
 def test_arrow_tables_are_rows(ctx: Context) -> None:
     arrow = pytest.importorskip("pyarrow")
     assert ctx.transform(arrow.table({"a": [1, None]}), []) == [{"a": 1}, {"a": None}]

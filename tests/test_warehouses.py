@@ -522,6 +522,9 @@ def test_a_driver_that_is_missing_is_named(ctx: Context) -> None:
     with pytest.raises(module.MissingExtra, match="oracle needs") as caught:
         ctx.extract("oracle://u:pw@h/d", "t")
     assert "pip install" in caught.value.hint
+    with pytest.raises(module.TauError) as caught:
+        ctx.extract("snowflake://u:pw@h/d", "t")
+    assert caught.value.hint.split(",")[0].endswith("-m pip install snowflake-sqlalchemy")
 
 
 KEYS = """

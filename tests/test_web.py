@@ -189,11 +189,47 @@ def test_pages_that_never_end_are_told(server: Server, ctx: Context) -> None:
     with pytest.raises(module.SourceError, match="the next page is an earlier one"):
         ctx.extract(server.tell("/loop", {"rows": [{"id": 1}], "next": "/loop"}), records="rows", next_link="next")
     with pytest.raises(module.SourceError, match="more than 2 pages"):
-        ctx.extract(server.tell("/all", [{"id": 1}]), page_param="page", max_pages=2)
+        ctx.extract(server.tell("/all", *([{"id": i}] for i in range(9))), page_param="page", max_pages=2)
+    with pytest.raises(module.SourceError, match=r"\(page 2\) is the same as the page before") as caught:
+        ctx.extract(server.tell("/same", [{"id": 1}]), page_param="page")
+    assert "not to read page_param" in caught.value.hint
     with pytest.raises(module.SourceError, match="the next link is file:///etc/passwd"):
         ctx.extract(server.tell("/evil", {"rows": [], "next": "file:///etc/passwd"}), records="rows", next_link="next")
     with pytest.raises(module.SourceError, match="next_link='next' is 5"):
         ctx.extract(server.tell("/five", {"rows": [], "next": 5}), records="rows", next_link="next")
+
+
+#: What a first page has → the options that its warning names.
+MORE: dict[str, tuple[dict[str, str], Any, str]] = {
+    "a header": ({"Link": '<http://x/2>; rel="next"'}, [{"id": 1}], "next_link='header'"),
+    "a link": ({}, {"rows": [{"id": 1}], "links": {"next": "/p?page=2"}}, "next_link='links.next'"),
+    "a token": ({}, {"rows": [{"id": 1}], "next_cursor": "abc"}, "next_token='next_cursor'"),
+    "a word": ({}, {"rows": [{"id": 1}], "has_more": True}, "next_token='has_more'"),
+    "the last page": ({}, {"rows": [{"id": 1}], "links": {"next": None}, "has_more": False}, ""),
+}
+
+
+@pytest.mark.parametrize("case", MORE)
+def test_a_first_page_alone_is_told(case: str, server: Server, ctx: Context) -> None:
+    headers, document, options = MORE[case]
+    url = server.tell("/p", (200, JSON | headers, json.dumps(document).encode()))
+    assert ctx.extract(url, **({"records": "rows"} if isinstance(document, dict) else {})) == [{"id": 1}]
+    said = [record["message"] for record in ctx.records("log")]
+    assert len(said) == bool(options)
+    assert not options or options in said[0]
+
+
+def test_an_empty_page_is_not_the_last_if_their_number_is_known(server: Server, ctx: Context) -> None:
+    pages = [{"rows": rows, "pages": 3} for rows in ([{"id": 1}], [], [{"id": 3}])]
+    url = server.tell("/gap", *pages)
+    found = ctx.extract(url, records="rows", page_param="page", page_count="pages")
+    assert found == [{"id": 1}, {"id": 3}]
+
+
+def test_a_byte_order_mark_is_no_letter_whatever_utf_8_is_called(server: Server, ctx: Context) -> None:
+    for name in ("utf8", "UTF-8", "utf-8"):
+        data = (200, {"Content-Type": f"text/csv; charset={name}"}, "\ufeffa\n1\n".encode())
+        assert ctx.extract(server.tell(f"/{name}", data)) == [{"a": "1"}]
 
 
 def test_a_next_link_that_is_not_there_is_told(server: Server, ctx: Context) -> None:
