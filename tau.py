@@ -21101,7 +21101,10 @@ class Web(Place):
             message = f"{self.name} answered {message}"
             if origin(url) != origin(self.base) and (self.user or self.asked["headers"]):
                 message += f"; the headers are for {bare_url(self.base)} and were not sent to another origin"
-        return SourceError(message, f"it said: {said}" if said else "check the URL", **facts)
+        hint = f"it said: {said}" if said else "check the URL"
+        if self.number > 1 and self.pager == "page_param":
+            hint += "; total= or page_count= says which page is the last"
+        return SourceError(message, hint, **facts)
 
 
 #: Option that says how pages are found → what finds the next request.
@@ -22278,7 +22281,7 @@ def read_json(
 
 def json_document(text: str, place: str = "", hint: str = "") -> Any:
     try:
-        return json.loads(text, object_pairs_hook=distinct_members, parse_float=whole_number)
+        return FILE_DECODER.decode(text)
     except (ValueError, RecursionError) as problem:
         if "Extra data" in str(problem):
             hint = hint or "JSON lines have the suffix .jsonl, or format='jsonl'"
@@ -22300,6 +22303,10 @@ def whole_number(text: str) -> float | decimal.Decimal:
         exact = decimal.Decimal(text)
         return exact if exact != decimal.Decimal(float(text)) else float(text)
     return finite(text)
+
+
+#: Made once: json.loads with options makes a decoder each time.
+FILE_DECODER = json.JSONDecoder(object_pairs_hook=distinct_members, parse_float=whole_number)
 
 
 def records_of(document: Any, *, records: str | None = None, meta: Any = (), flatten: bool | str = False) -> list[Any]:
