@@ -298,6 +298,10 @@ CLAIM = ("claimed_by", "claimed_until")
 #: How much an agent may say.
 AGENT_BYTES_MAX = 1 << 20
 DAY_S = 86_400
+#: The longest time that anything may be asked to take, or to wait.
+DURATION_MAX_S = 10 * 366 * DAY_S
+#: The last second of the year 9999, with which calendars end.
+TIME_LAST = 253_402_300_799
 #: How an attempt to heal may end: the fix is live; it is proven and shown; it is not proven; there is nothing to fix;
 #: a person must look; it came to no end.
 VERDICTS = ("fixed", "proven", "rejected", "no_change", "escalated", "given_up")
@@ -644,8 +648,8 @@ def secrets_folder(home: str, namespace: str) -> str:
 
 
 def rfc3339(seconds: float) -> str:
-    """An instant (seconds since the epoch) as RFC 3339 UTC text with milliseconds and `Z`."""
-    whole, millis = divmod(int(seconds * 1000), 1000)
+    """An instant (seconds since the epoch, up to TIME_LAST) as RFC 3339 UTC text with milliseconds and `Z`."""
+    whole, millis = divmod(int(min(seconds, TIME_LAST) * 1000), 1000)
     return f"{utc_text(whole)}.{millis:03d}Z"
 
 
@@ -1267,6 +1271,15 @@ DEATH = (
     "at:time mono:amount exit_code:integer? signal:integer? reason:line? cpu_ms:amount? max_rss_bytes:amount?"
     " import_saved_ms:amount?"
 )
+#: Options of a pipeline that are numbers: whoever loads a deployed file is not believed either.
+OPTION_BOUNDS: dict[str, Json] = {
+    "retries": {"type": "integer", "minimum": 0, "maximum": 100},
+    "retry_backoff": {"type": "number", "minimum": 1, "maximum": 100},
+    "retry_jitter": {"type": "number", "minimum": 0, "maximum": 1},
+    "max_concurrent": {"type": "integer", "minimum": 1, "maximum": 10_000},
+    "priority": {"type": "integer", "minimum": 1, "maximum": 5},
+    "pause_after_failures": {"type": "integer", "minimum": 1, "maximum": 1_000},
+}
 #: Kind of a value → its JSON Schema, or the fields of an object: `name:kind`, which may be null if it ends with `?`,
 #: is a list if it ends with `*`, and an object of such values, by names of the user's, if it ends with `%`.
 VALUES: dict[str, Json | str] = {
@@ -1274,10 +1287,13 @@ VALUES: dict[str, Json | str] = {
     "integer": {"type": "integer", "minimum": -(1 << 63), "maximum": (1 << 63) - 1},
     "count": {"type": "integer", "minimum": 0, "maximum": 1 << 40},
     "amount": {"type": "number", "minimum": 0, "maximum": 1 << 53},
-    "time": {"type": "number", "minimum": 0, "maximum": 253_402_300_799},  # as far as rfc3339() can write it
+    "time": {"type": "number", "minimum": 0, "maximum": TIME_LAST},
+    "duration": {"type": "number", "minimum": 0, "maximum": DURATION_MAX_S},
     "pid": {"type": "integer", "minimum": 2, "maximum": 1 << 31},
     "number": {"type": "number", "minimum": -sys.float_info.max, "maximum": sys.float_info.max},
     "share": {"type": "number", "minimum": 0, "maximum": 1},
+    "memory": {"type": "number", "minimum": 64 << 20, "maximum": (1 << 50) - 1},
+    **OPTION_BOUNDS,
     "digits": {"type": "string", "pattern": "[0-9]*"},
     "hex": {"type": "string", "pattern": "[0-9a-f]{12}"},
     "uuid": {"type": "string", "pattern": "[0-9a-f-]*"},
@@ -1305,6 +1321,7 @@ VALUES: dict[str, Json | str] = {
     # What user code made: secrets are hidden in its keys too.
     "any": {},
     "object": {"type": "object"},
+    "json_schema": {"type": "object"},  # one that mismatches() can read
     "facts": {"type": "object"},  # what does not fit is left out
     "frame": "file:path? line:integer? function:path code:line? locals:object user:flag",
     "cause": f"type:path message:message {PLACE} cause:cause?",
@@ -1321,12 +1338,14 @@ VALUES: dict[str, Json | str] = {
     "against": "added:count changed:count removed:count same:count",
     "effect": "place:path resource:path mode:line rows:count? columns:line%? against:against? digest:line?",
     # What the process that loads a deployed file says of it.
-    "pipeline": "name:pipeline_name function:line params:object description:line tags:line* schedule:line?"
-    " every:amount? start:line? end:line? timezone:line? timeout:amount? retries:count retry_delay:amount"
-    " retry_backoff:amount retry_delay_max:amount? retry_jitter:amount retry_on:line*? queue_timeout:amount?"
-    " memory:amount? max_concurrent:count? priority:count? overlap:overlap misfire:misfire"
-    " catchup_window:amount jitter:amount after:upstream_name* share:line*? pause_after_failures:count?"
-    " expect_success_within:amount? executor:line? drift:drifts samples:flag expose:flag"
+    "pipeline": "name:pipeline_name function:line params:json_schema description:line tags:line* schedule:line?"
+    " every:duration? start:line? end:line? timezone:line? timeout:duration? retries:retries retry_delay:duration"
+    " retry_backoff:retry_backoff retry_delay_max:duration? retry_jitter:retry_jitter retry_on:line*?"
+    " queue_timeout:duration?"
+    " memory:memory? max_concurrent:max_concurrent? priority:priority? overlap:overlap misfire:misfire"
+    " catchup_window:duration jitter:duration after:upstream_name* share:line*?"
+    " pause_after_failures:pause_after_failures?"
+    " expect_success_within:duration? executor:line? drift:drifts samples:flag expose:flag"
     " heal:heals? warm:flag? imports:imports? line:count?",
     "imports": "modules:line* cold:line?",
     "scan": "missing_imports:line*",
@@ -1373,7 +1392,8 @@ def fit(kind: str, value: Any, mask: Mask, place: str) -> Any:
         return [fit(inner, item, mask, place) for item in value]
     if isinstance(schema, str):
         return fit_fields(schema, value, mask, place)
-    if not has_form(schema, value):  # the message does not show the value, which may have secrets
+    is_right = has_form(schema, value) and (kind != "json_schema" or is_schema(value))
+    if not is_right:  # the message does not show the value, which may have secrets
         raise BadRequest(f"{place}: expected {expected(schema)}")
     if "maxLength" in schema:
         return cut_text(mask.text(value), schema["maxLength"])
@@ -1759,6 +1779,25 @@ def misfit(schema: Json, value: Any, place: str) -> BadRequest:
         text = repr(value)
     given = kind if kind == "null" else f"{kind} {cut_text(text, 60)}"
     return BadRequest(f"{place}: expected {expected(schema)}, given {given}", hint)
+
+
+def is_schema(value: Any) -> bool:
+    """Whether mismatches() can read a JSON Schema, such as there is of a function's params."""
+    if type(value) is not dict or "pattern" in value:
+        return False
+    members = value.get("properties", {})
+    lists = [value.get(key, []) for key in ("required", "enum", "anyOf", "prefixItems")]
+    if type(members) is not dict or any(type(it) is not list for it in lists):
+        return False
+    kinds, bounds = value.get("type", []), [value.get(key, 0) for key in ("minimum", "maximum", "minItems", "maxItems")]
+    kinds = kinds if type(kinds) is list else [kinds]
+    words = all(type(it) is str for it in [*kinds, *lists[0], value.get("format", "date")])
+    numbers = all(type(it) in (int, float) for it in bounds) and ("minimum" in value) == ("maximum" in value)
+    if not words or not numbers or not {*kinds} <= {*JSON_TYPES.values()} or not {*lists[0]} <= members.keys():
+        return False
+    inner = [value[key] for key in ("items", "additionalProperties") if value.get(key, False) is not False]
+    inner += [*members.values(), *lists[2], *lists[3]]
+    return value.get("format", "date") in FORMATS and all(map(is_schema, inner))
 
 
 STRINGS: Json = {"type": "array", "items": {"type": "string"}}
@@ -3242,6 +3281,14 @@ def read_lines(
     return cut_lines(lines, longest), offset + end, more
 
 
+def holds_newline(path: str, begin: int, end: int) -> bool:
+    with open(open_file(path), "rb", 0) as file:
+        pieces = (
+            os.pread(file.fileno(), min(FILE_BYTES_MAX, end - at), at) for at in range(begin, end, FILE_BYTES_MAX)
+        )
+        return any(b"\n" in piece for piece in pieces)
+
+
 def cut_lines(lines: Iterable[bytes], longest: int) -> list[bytes]:
     return [line[at : at + longest] for line in lines for at in range(0, max(len(line), 1), longest)]
 
@@ -3383,12 +3430,24 @@ def remove_file(path: str) -> None:
         os.unlink(path)
 
 
-def remove_tree(path: str) -> None:
-    """Removes what is at a path, whatever it is, as far as it can.  (rmtree would wait for a fifo.)"""
+def is_removed(path: str) -> bool:
+    """Removes a file; returns False for a directory, or what cannot be removed."""
     try:
         remove_file(path)
-    except OSError:  # it is a directory
+    except OSError:
+        return False
+    return True
+
+
+def remove_tree(path: str) -> None:
+    """Removes what is at a path, whatever it is, as far as it can.  (rmtree would wait for a fifo.)"""
+    if is_removed(path):
+        return
+    try:
         shutil.rmtree(path, ignore_errors=True)
+    except RecursionError:  # rmtree calls itself for each level
+        nothing = subprocess.DEVNULL
+        subprocess.run(["rm", "-rf", "--", path], stdin=nothing, stdout=nothing, stderr=nothing, check=False)
 
 
 def names_below(folder: str) -> list[str]:
@@ -3405,7 +3464,6 @@ def names_below(folder: str) -> list[str]:
 # look at a clock.  Instants are seconds since the epoch; a wall time is the instant when a clock in UTC shows it.
 
 UNITS_S = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
-DURATION_MAX_S = 10 * 366 * 86_400
 DURATION_HINT = "write seconds, or a text such as 30s, 15m, 1h30m, 24h or 2d"
 
 
@@ -4323,7 +4381,7 @@ def read_value(argument: Argument, value: Any, options: Json) -> Any:
             return dict(word.split("=", 1) for word in value)
         if argument.kind == "list[int]":
             return [int(word) for word in value]
-        return int(value) if kind == "integer" else finite(value) if kind == "number" else value
+        return short_int(value) if kind == "integer" else finite(value) if kind == "number" else value
     except ValueError:
         words = {"integer": "a whole number", "number": "a number", "array": "a list of whole numbers"}
         wanted = words.get(kind, "KEY=VALUE")
@@ -6446,7 +6504,7 @@ async def diff(call: Call, name: Subject, other: RunId | None = None, *, version
         raise NotFound(f"{run['pipeline']} had no success before {run_id}", shell_line("tau", "inspect", run_id))
     if (owner := call.ask.owner(before)) != run["pipeline"]:
         raise BadRequest(f"{before} is a run of {owner}, not of {run['pipeline']}", "choose two runs of one pipeline")
-    return pick(run, "pipeline", "run_id", "status") | compare_runs(call, before, run_id)
+    return pick(run, "pipeline", "run_id", "status") | await call.beside(compare_runs, before, run_id)
 
 
 @reads
@@ -6633,7 +6691,7 @@ async def status(call: Call) -> Json:
         "executors": daemon.runner.elsewhere(caller.scope == "admin" and not caller.is_limited, is_seen),
         "scheduler": {**call.ask.schedule_counts(call.among()), "paused": call.ask.pause("")},
         "start_latency": latency if caller.is_limited else daemon.runner.latency(),
-        "missing_secrets": missing_secrets(call),
+        "missing_secrets": await call.beside(missing_secrets),
         "connections": len(peers),
         "strangers": 0 if caller.is_limited else len(daemon.listeners.strangers),
         "storage": {"free_bytes": disk.f_bavail * disk.f_frsize, "refused_at": daemon.store.database.refused_at},
@@ -9152,7 +9210,10 @@ class Daemon:
         for row in map(store.ask.namespace, store.ask.namespaces(None)):
             if row["options"]["disk_bytes"]:
                 used = functools.partial(lambda name, db: disk_used(self.home, Questions(db), name), row["name"])
-                store.disk[row["name"]] = await asyncio.to_thread(store.database.read_beside, Budget(bounds), used)
+                try:
+                    store.disk[row["name"]] = await asyncio.to_thread(store.database.read_beside, Budget(bounds), used)
+                except Exception as problem:  # the others are measured all the same
+                    store.metrics.failed("weigh", problem)
 
     async def heal_open(self) -> None:
         """Heals what may be healed by itself, by commands of its own, and waits for them."""
@@ -11016,7 +11077,7 @@ class Case:
         name, run_id, facts = self.name, self.run["run_id"], self.error.get("facts") or {}
         version, is_of_data = self.run["version"], self.error["kind"] not in ("timeout", "died")
         which = ["--version", version] if version != self.ask.live_version(name) else []
-        if secret := facts.get("secret"):
+        if (secret := facts.get("secret")) and re.fullmatch(SECRET_NAME, str(secret)):
             yield ["secret", "set", secret]
         if passing := self.error["kind"] == "lost" or facts.get("retryable"):
             yield ["retry", run_id]
@@ -11039,7 +11100,8 @@ class Case:
         for _, use in sorted(uses, key=operator.itemgetter(0))[-1:]:
             words = [use["place"].removeprefix(directory), *filter(None, [use["resource"]])]
             inside = ["--in", self.name] if words[0] != use["place"] else []
-            yield ["peek", *words, *inside, "--profile", "--limit", 3]
+            if all(word.isprintable() and not word.startswith("-") for word in words):  # the run has said them
+                yield ["peek", *words, *inside, "--profile", "--limit", 3]
 
 
 #: What the document of a run says of its incident.
@@ -11053,7 +11115,7 @@ def function_around(text: str, line: int) -> tuple[int, int]:
     """Returns the first and the last line of the innermost function that a line is in, or of some lines around it."""
     spans: list[tuple[int, int]] = []
     with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
-        nodes = ast.walk(ast.parse(text))
+        nodes = ast.walk(ast.parse(text if len(text) <= SOURCE_READ_MAX else ""))
         functions = [node for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
         spans += [(node.lineno, node.end_lineno or line) for node in functions]
     around = line - SOURCE_LINES, line + SOURCE_LINES
@@ -11203,8 +11265,8 @@ CUTS = (
 
 #: A wrong key is refused after this time.
 WRONG_KEY_S = 0.2
-#: How long a word logs in, and how many wait for that.
-LOGIN_S, WORDS_MAX = 60.0, 100
+#: How long a word logs in, and how many of one holder wait for that.
+LOGIN_S, WORDS_MAX = 60.0, 10
 KEY_HINT = (
     "`tau key create NAME` beside the daemon makes one; show it with TAU_API_KEY, `tau env add NAME HOST -`,"
     " or over HTTP with `Authorization: Bearer KEY`"
@@ -11326,8 +11388,9 @@ class Keys:
         """Returns a word by which a browser becomes this caller, with a scope, and until when it does so."""
         word, until = new_key(), now + LOGIN_S
         self.words[digest_key(word)] = caller.but(scope=scope), until
-        if len(self.words) > WORDS_MAX:
-            self.words.pop(next(iter(self.words)))
+        own = [digest for digest, (holder, _) in self.words.items() if holder.name == caller.name]
+        for digest in own[:-WORDS_MAX]:
+            self.words.pop(digest)
         return word, until
 
     async def redeem(self, word: str, remote: str, now: float) -> Caller:
@@ -11853,13 +11916,14 @@ def changed_items(before: Json, now: Json) -> Json:
 
 def compare_sources(before: Sources, now: Sources) -> str:
     """Returns a unified diff of files, cut if it is long.  A file that is no text, or is long, only `differs`."""
-    text = ""
+    text, lines = "", 0
     for path, sides in sorted(changed_items(before, now).items()):
         old, new = ("/dev/null" if side is None else f"{mark}/{path}" for mark, side in zip("ab", sides, strict=True))
         said = ""
         with contextlib.suppress(UnicodeDecodeError):
             first, second = ([line.decode() for line in io.BytesIO(side)] for side in sides)
-            short = max(len(first), len(second)) <= DIFF_LINES_MAX and len(text) <= DIFF_CHARACTERS_MAX
+            lines += min(len(first), len(second))  # of all files: it takes their square
+            short = max(len(first), len(second), lines) <= DIFF_LINES_MAX and len(text) <= DIFF_CHARACTERS_MAX
             diff = difflib.unified_diff(first, second, old, new) if short else ()
             said = "".join(it if it.endswith("\n") else f"{it}\n\\ No newline at end of file\n" for it in diff)
         text += said or f"{old} and {new} differ\n"
@@ -11953,6 +12017,8 @@ TABLE_IN_SQL = r"""(?i)\b(?:from|join|into|update|table)\s+([\w."]+)"""
 PLACE_IN_TEXT = r"(?i)(?<![a-z0-9+.-])[a-z][a-z0-9+.-]*://[^/?#]*|^(?:[~.]{0,2}/.*|[\w-]+(?:\.[\w-]+)+(?::\d+)?)$"
 SOURCE_READ_MAX = 128 << 10
 NAMES_READ_MAX = 50
+#: How many characters and nodes are looked at, again and again, before a source counts as one that cannot be read.
+WORK_MAX = 5_000_000
 FUNCTIONS = ("FunctionDef", "AsyncFunctionDef", "ClassDef")
 #: Kinds of facts that tell the same in any function, and however often.
 EVERYWHERE = ("place", "secret", "dependency", "pipeline")
@@ -11976,7 +12042,7 @@ class Facts:
         self.names: dict[str, list[Any]] = {}
         tops = {path.split("/")[0].removesuffix(".py") for path in sources if path.endswith(".py")}
         size = sum(len(content) for path, content in sources.items() if path.endswith(".py"))
-        self.inner, trees = INNER_MODULES | (tops - sys.stdlib_module_names), {}
+        self.work, self.inner, trees = 0, INNER_MODULES | (tops - sys.stdlib_module_names), {}
         unread = [path for path in sources if not path.endswith(".py") or size > SOURCE_READ_MAX]
         for path in sorted(sources.keys() - unread):
             try:
@@ -11984,7 +12050,11 @@ class Facts:
                 self.bind(trees[path])
             except (SyntaxError, ValueError, RecursionError, MemoryError):
                 unread.append(path)
-        self.checks, self.loads = self.behind("check"), self.behind("load", "sql")
+        self.checks, self.loads = {"check"}, {"load", "sql"}
+        try:
+            self.checks, self.loads = self.behind("check"), self.behind("load", "sql")
+        except OverflowError:
+            unread, trees = [*sources], {}
         for self.path, tree in trees.items():
             # Of the node that is looked at: its function; the statements of that which it is in; the lines of the
             # first load in it and of the last check or load.
@@ -11993,11 +12063,17 @@ class Facts:
             self.add("dependency", None, b"".join(header).decode("utf-8", "replace"))
             try:
                 self.walk(tree)
-            except RecursionError:
+            except (RecursionError, OverflowError):
                 unread.append(self.path)
-        self.where = ""
+        self.where, self.work = "", 0
         for self.path in unread:
             self.add("unreadable", None, self.path + fingerprint(sources[self.path].decode("latin-1")))
+
+    def spend(self, work: int) -> None:
+        """Raises OverflowError for a source that is made to be long to read."""
+        self.work += work
+        if self.work > WORK_MAX:
+            raise OverflowError("too much to read")
 
     def bind(self, tree: ast.AST) -> None:
         node: Any
@@ -12018,6 +12094,7 @@ class Facts:
         names, more = {*words}, {*words}
         while more:
             names |= more
+            self.spend(5 * sum(map(len, self.names.values())))
             pairs = ((name, it) for name, values in self.names.items() for it in values)
             more = {name for name, it in pairs if names & known_once(it, "aliases", self.aliases)} - names
         return names
@@ -12034,6 +12111,7 @@ class Facts:
         return word in names and not imported
 
     def add(self, kind: str, node: Any, text: str) -> None:
+        self.spend(len(text) + 10)
         fact = (kind, "" if kind in EVERYWHERE else self.where, shortened(text))
         self.places.setdefault(fact, []).append((self.path, getattr(node, "lineno", 1)))
 
@@ -12042,6 +12120,7 @@ class Facts:
         before, name = (self.where, self.around, self.marks), type(node).__name__
         if name in FUNCTIONS:
             nodes: list[Any] = [*ast.walk(node)]
+            self.spend(len(nodes))
             lines = [[it.lineno for it in nodes if self.uses(it, names)] for names in (self.loads, self.checks)]
             self.marks = (min(lines[0], default=1 << 30), max(lines[0] + lines[1], default=0))
             self.where, self.around = f"{self.where}/{face_of(node)}", ()
@@ -12115,7 +12194,9 @@ class Facts:
             self.add("call", node, self.condition() + word)
 
     def note_try(self, node: Any) -> None:
-        inside = [it for part in node.body for it in ast.walk(part) if isinstance(it, ast.stmt)]
+        nodes = [it for part in node.body for it in ast.walk(part)]
+        inside = [it for it in nodes if isinstance(it, ast.stmt)]
+        self.spend(len(nodes))
         for handler in node.handlers:
             for kind in getattr(handler.type, "elts", [handler.type]):
                 text = f"{kind and text_of(kind)}: {[*map(text_of, handler.body)]}"
@@ -12156,9 +12237,9 @@ class Facts:
         text = ""
         for outer, inner in itertools.pairwise(self.around):
             if not isinstance(outer, (ast.With, ast.AsyncWith)):
-                branch = next(
-                    name for name, value in ast.iter_fields(outer) if isinstance(value, list) and inner in value
-                )
+                branches = [(name, value) for name, value in ast.iter_fields(outer) if isinstance(value, list)]
+                self.spend(sum(len(value) for _, value in branches))
+                branch = next(name for name, value in branches if inner in value)
                 text += f"{type(outer).__name__} {head_of(outer)} {branch}: "
         return text
 
@@ -12169,10 +12250,7 @@ class Facts:
             return deep and bool(values) and all(self.is_plain(value, False) for value in values)
         if isinstance(node, (ast.JoinedStr, ast.FormattedValue)):
             return all(self.is_plain(part, deep) for part in ast.iter_child_nodes(node))
-        try:
-            return bool(ast.literal_eval(node)) or True
-        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-            return False
+        return bool(known_once(node, "literal", is_literal))
 
     def meaning(self, node: ast.AST, decisive: bool = False) -> str:
         """Returns a node's text, and that of all that gives values to the names in it.
@@ -12187,11 +12265,19 @@ class Facts:
                 decides = not decisive or name in bare or all(self.is_plain(it, False) for it in values)
                 if decides or any(map(is_code, values)):
                     seen.add(name)
+                    self.spend(20 * len(values))
                     nodes += values[:NAMES_READ_MAX]
                     texts += [f"{name} = {shortened(text_of(it))}" for it in values]
             if len(nodes) > NAMES_READ_MAX:  # any change is one of it
                 return "; ".join([*texts, self.whole])
         return "; ".join(texts)
+
+
+def is_literal(node: ast.expr) -> bool:
+    try:
+        return bool(ast.literal_eval(node)) or True
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return False
 
 
 def word_of(node: ast.AST | None) -> str:
@@ -12252,11 +12338,16 @@ def find_risks(before: Sources, now: Sources) -> list[Json]:
             sides[0] += [(place, fact[2]) for place in gone[len(come) :]]
             sides[1] += [(place, fact[2]) for place in come[len(gone) :]]
     risky: dict[tuple[str, int, str], str] = {}
+
+    @functools.cache
+    def lines_of(file: str, is_new: bool) -> list[str]:
+        return (now if is_new else before)[file].decode("utf-8", "replace").splitlines()
+
     for (kind, _), sides in groups.items():
         for gone, come in itertools.zip_longest(*map(sorted, sides)):
             if risk := risk_of(kind, gone and gone[1], come and come[1]):
                 file, line = (come or gone)[0]
-                lines = (now if come else before)[file].decode("utf-8", "replace").splitlines()[line - 1 : line]
+                lines = lines_of(file, bool(come))[line - 1 : line]
                 risky[file, line, risk] = f"{RISKS[risk]}: {cut_text(''.join(lines).strip(), 120) or file}"
     for name in old.checks | old.loads:
         if len(values := new.names.get(name, [])) > len(old.names.get(name, ())):
@@ -12517,8 +12608,12 @@ FAR_S = 5.0
 #: The most bytes of a run's records besides its log: a run that writes its own journal could fill the store.
 TRACE_BYTES_MAX = 128 << 20
 #: How many records of a kind are kept of an attempt.
-RECORDS_MAX = {"step": STEPS_MAX, "check": OBSERVATIONS_MAX, "metric": OBSERVATIONS_MAX}
+RECORDS_MAX = {"step": STEPS_MAX, "done": STEPS_MAX, "check": OBSERVATIONS_MAX, "metric": OBSERVATIONS_MAX}
 RECORDS_MAX |= {"drift": DRIFTS_MAX, "sample": 2 * SAMPLED_STEPS}
+#: The longest record, unless it has a result or a memo.
+SHORT_BYTES_MAX = 512 << 10
+#: From so many bytes that are left of a file of which the limit is read, it is read on near its end: it may be sparse.
+LEFT_BYTES_MAX = 256 << 20
 #: An unknown journal may revoke a permission to start: it is deleted only after this time.
 SWEEP_S = 3600.0
 
@@ -12627,6 +12722,9 @@ class Process:
         self.saved = dict(NOWHERE)  # the position that is in the store
         self.logged = self.dropped = 0  # numbers of log lines
         self.skipped = 0  # lines of its journal that are not counted in the metrics yet
+        self.halves: dict[
+            str, tuple[int, int]
+        ] = {}  # file → where half a line begins there, and how much of it is known
         self.unsaved: list[Json] = []  # trace records that have been read and are not stored yet
         self.kept: list[Json] = []  # steps and checks of what is no run
         self.effects: Json = {}  # what a rehearsal has told
@@ -12690,10 +12788,9 @@ class Process:
     def read(self, limits: Json, final: bool) -> bool:
         """Reads the records that came since the last call; returns whether there are more."""
         # The output is read first: the journal then names all secrets that can be in it.
-        outputs = {
-            stream: read_lines(f"{self.path}.{stream}", self.position[stream], FILE_BYTES_MAX, final)
-            for stream in ("stdout", "stderr")
-        }
+        for stream in ("stdout", "stderr"):
+            self.pass_over(stream, limits["log_bytes"], FILE_BYTES_MAX)
+        outputs = {stream: self.next_lines(stream, FILE_BYTES_MAX, final) for stream in ("stdout", "stderr")}
         if self.read_journal(limits):
             return True
         self.ended = self.ended or self.read_end()
@@ -12709,7 +12806,36 @@ class Process:
         if final and not more and "skipped" in self.position:
             count, why = self.position.pop("skipped")
             self.log([f"lines of its journal that were skipped: {count:,}; the first: {why}"], "warning")
+        if final and not more and (left := self.position.pop("left", 0)):
+            self.log([f"bytes of its output and journal that were not read: {left:,}"], "warning")
         return more
+
+    def pass_over(self, name: str, most: int, end: int) -> None:
+        """Goes on near the end of a file of which *most* bytes are read, if far more than its last bytes are left."""
+        if self.position[name] > most:
+            with contextlib.suppress(OSError):
+                left = os.stat(f"{self.path}.{name}", follow_symlinks=False).st_size - end - self.position[name]
+                if left > LEFT_BYTES_MAX:
+                    self.position[name] += left
+                    self.position["left"] = self.position.get("left", 0) + left
+
+    def next_lines(self, name: str, longest: int, final: bool = False) -> tuple[list[bytes], int, bool]:
+        """Reads on in a file, as read_lines().  Of half a line that was read before it reads only what is new."""
+        path, at = f"{self.path}.{name}", self.position[name]
+        begin, known = self.halves.get(name, (at, 0))
+        if begin == at and known and not final:
+            with contextlib.suppress(OSError):
+                size = os.stat(path, follow_symlinks=False).st_size
+                if size - at < longest and not holds_newline(path, at + known, size):
+                    self.halves[name] = at, size - at
+                    return [], at, False
+        lines, end, more = read_lines(path, at, longest, final)
+        self.halves.pop(name, None)
+        if not lines and not more:
+            with contextlib.suppress(OSError):
+                size = os.stat(path, follow_symlinks=False).st_size - at
+                self.halves |= {name: (at, size)} if size > READ_BYTES else {}
+        return lines, end, more
 
     def free(self) -> None:
         """Frees what was read of its files on the disk: all of it, if that may show secrets."""
@@ -12718,10 +12844,17 @@ class Process:
 
     def read_journal(self, limits: Json) -> bool:
         first, longest = self.position["journal"] == 0, RECORD_BYTES_MAX + limits["result_bytes"]
-        lines, self.position["journal"], more = read_lines(f"{self.path}.journal", self.position["journal"], longest)
+        memos = limits["memo_bytes"] if self.executor else 0
+        self.pass_over("journal", limits["log_bytes"] + memos + TRACE_BYTES_MAX, longest)
+        lines, self.position["journal"], more = self.next_lines("journal", longest)
+        result = limits["result_bytes"] if self.run_id else LINE_BYTES_MAX
+        lengths = {b"memo": RECORD_BYTES_MAX, b"returned": result + SHORT_BYTES_MAX}
         for line in filter(None, lines):
             writer = "first line" if first else "executor" if self.executor else "run"
             try:
+                kind = re.match(rb'\{"t":"(\w+)"', line)
+                if len(line) > lengths.get(kind[1] if kind else b"", SHORT_BYTES_MAX):
+                    raise ValueError("it is too long")
                 self.take(read_record(line, self.mask, "run", writer), len(line), limits)
             except (BadRequest, ValueError) as problem:  # a crash has torn the line, or it is not Tau's
                 if not self.executor or self.remote:  # else a shell may have printed it
@@ -12818,7 +12951,7 @@ class Process:
             self.dropped -= len(tail)
             logged += tail
         if stream == "stderr" and (self.fault or any(line.startswith(FAULT_HEADS) for line in lines)):
-            self.fault = (self.fault + lines)[:2_000]
+            self.fault = (self.fault + [line[:300] for line in lines])[:1_000]
         if self.start is not None and self.executor and any(lines):
             said = [line for line in lines if line][-1].decode("utf-8", "replace")
             self.start["said"] = said[:SAID_CHARACTERS].strip()
@@ -13204,8 +13337,9 @@ class Runner:
                     process.last_record, process.unsaved = None, []
                     process.ended = {"lost": f"its end could not be recorded: {problem!r}"}
         if self.live.pop(process.stem, None) is not None:
-            for suffix in (".journal", ".stdout", ".stderr", ".end", ".upstream"):
-                remove_tree(process.path + suffix)
+            paths = [process.path + suffix for suffix in (".journal", ".stdout", ".stderr", ".end", ".upstream")]
+            for path in itertools.filterfalse(is_removed, paths):  # a run may have made a directory there
+                await asyncio.to_thread(remove_tree, path)
             if process.run_id is not None and os.path.lexists(memos := self.memos(process.run_id)):
                 if process.outcome.status == "success":
                     await asyncio.to_thread(remove_tree, memos)
@@ -14098,12 +14232,16 @@ def disk_used(home: str, ask: Questions, namespace: str) -> int:
 
 
 def tree_bytes(path: str) -> int:
-    """Returns what a file, or a directory with all below it, takes of the disk."""
-    below = (os.path.join(at, name) for at, folders, files in os.walk(path) for name in (*folders, *files))
-    taken = 0
-    for each in (path, *below):
-        with contextlib.suppress(OSError):  # it is gone meanwhile
-            taken += os.lstat(each).st_blocks * 512
+    """Returns what a file, or a directory with all below it, takes of the disk.  (os.walk calls itself for a level.)"""
+    taken, folders = 0, [path]
+    for folder in folders:
+        with contextlib.suppress(OSError):  # it is gone meanwhile, or a file
+            taken += os.lstat(folder).st_blocks * 512
+            for entry in os.scandir(folder):
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                else:
+                    taken += entry.stat(follow_symlinks=False).st_blocks * 512
     return taken
 
 
@@ -14592,10 +14730,63 @@ def adopt(copy: sqlite3.Connection, schema: int, path: str) -> None:
     for table, _, other, _ in copy.execute("PRAGMA foreign_key_check"):
         message = f"{path} is not whole: a row of {table} refers to a row of {other} that is missing"
         raise Conflict(message, RESTORE_HINT)
+    check_values(Sql(copy), path)
     for table, part in PATH_PARTS:
         if copy.execute(f"SELECT 1 FROM {table} WHERE {UNUSUAL.format(part)} LIMIT 1").fetchone():
             raise Conflict(f"{path} has a name that Tau never writes: {part} of {table}", RESTORE_HINT)
     check_sources(copy, path, RESTORE_HINT)
+
+
+#: What a schedule of a store has; the first words of a version's options that all versions of Tau have written.
+SCHEDULE_FIELDS = (
+    "cron:line? every_s:duration? at:line? start:line? end:line? timezone:line? misfire:misfire overlap:overlap"
+    " catchup_window_s:duration jitter_s:duration params:object pause_after_failures:pause_after_failures?"
+    " expect_success_within_s:duration?"
+)
+VERSION_FIELDS = ("function", "params", "description", "tags")
+#: Columns that hold a list as JSON, or any JSON, and times whose names do not end with `_at`.
+LISTS, ANY_JSON, TIMES = ("pipelines", "places", "versions", "blank"), ("result",), ("at", "scheduled_for")
+#: Table → what none of its rows has.
+NEVER = {
+    "keys": f"length(sha256) <> 64 OR sha256 GLOB '*[^0-9a-f]*' OR scope NOT IN {SCOPES}",
+    "runs": f"status NOT IN {tuple(MOVES)}",
+    "incidents": "status NOT IN ('open', 'closed')",
+}
+
+
+def check_values(sql: Sql, path: str) -> None:
+    """Raises Conflict for what taud could not work with: JSON or a time of another form, options out of bounds."""
+
+    def refuse(table: str, what: str) -> NoReturn:
+        raise Conflict(f"{path} has a value that Tau never writes: {what} of {table}", RESTORE_HINT)
+
+    for table in sql.values("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT GLOB 'sqlite_*'"):
+        wrong = {"a row": NEVER.get(table, "FALSE")}
+        for column in sql.values("SELECT name FROM pragma_table_info(?)", table):
+            if column.endswith("_at") or column in TIMES:
+                wrong[column] = f"strftime('%Y-%m-%dT%H:%M:%fZ', {column}, '+0 days') IS NOT {column}"
+            elif column in JSON_COLUMNS and column not in ANY_JSON and table != "memory":
+                kind = "array" if column in LISTS else "object"
+                wrong[column] = f"iif(json_valid({column}), json_type({column}), '') <> '{kind}'"
+        for column, condition in wrong.items():
+            is_there = "TRUE" if column == "a row" else f"{column} IS NOT NULL"
+            if sql.value(f"SELECT 1 FROM {table} WHERE {is_there} AND ({condition}) LIMIT 1"):
+                refuse(table, column)
+    known = dict(read_fields(str(VALUES["pipeline"])))
+    may_have = {argument.name: argument for argument in MAY_HAVE}
+    try:
+        for table in ("versions", "schedules", "namespaces"):
+            for options in sql.values(f"SELECT DISTINCT options FROM {table}"):
+                named = json.loads(options)
+                if table == "versions":
+                    pick(named, *VERSION_FIELDS)
+                    _ = [fit(known[name], value, Mask(), name) for name, value in named.items() if name in known]
+                elif table == "schedules":
+                    fit_fields(SCHEDULE_FIELDS, named, Mask(), "a schedule")
+                else:
+                    _ = [may_have[name].check(value) for name, value in named.items()]
+    except (BadRequest, KeyError) as problem:
+        refuse(table, f"options ({problem})")
 
 
 def move_aside(database: str) -> str | None:
@@ -14626,10 +14817,13 @@ def settle_copy(store: Store, copy: sqlite3.Connection, schema: int, path: str, 
     adopt(copy, schema, path)
     store.use(copy)
     copy.execute("BEGIN")
-    gap = {"from": 0, "until": int(store.clock.time()), "cause": "restored"}
-    store.remember("gaps", [*(store.sql.remembered("gaps") or ()), gap])
-    store.remember("sessions", [])
-    copy.execute("DELETE FROM memory WHERE name = ?", (ONLY,))
+    # What else was remembered is of another time: gaps, sessions, when the daemon was alive.
+    kept = "(name = 'pruned' AND json_type(data) = 'integer') OR (name = ? AND json_type(data, '$.paused_at') = 'text')"
+    copy.execute(f"DELETE FROM memory WHERE NOT coalesce(iif(json_valid(data), {kept}, FALSE), FALSE)", (HEALING,))
+    store.remember("gaps", [{"from": 0, "until": int(store.clock.time()), "cause": "restored"}])
+    copy.execute("DELETE FROM totals")
+    team = NAMESPACE_OF.format("pipeline")
+    copy.execute(f"INSERT INTO totals SELECT {team}, status, count(*) FROM runs GROUP BY 1, 2")
     last = store.sql.last_event()
     ended = end_old_runs(store)
     revoke = "UPDATE keys SET revoked_at = ? WHERE sha256 = ? AND revoked_at IS NULL"
@@ -15236,8 +15430,9 @@ class Store:
         ended = {"status": outcome.status, "error": outcome.error, **times}
         self.sql.set("attempts", {"run_id": run_id, "attempt": attempt}, **ended)
         self.learn(run_id, attempt, run, outcome.status)
+        stopping = self.sql.value("SELECT stopping FROM attempts WHERE run_id = ? AND attempt = ?", run_id, attempt)
         pause = retry_pause(self.options(run["pipeline"], run["version"]), attempt, outcome)
-        if pause is not None:
+        if pause is not None and stopping != "cancelled":
             retry_at = self.now(pause)
             data = {"attempt": attempt, "status": outcome.status, "retry_at": retry_at} | error_summary(outcome.error)
             self.move(run_id, "retrying", data, retry_at=retry_at)
@@ -18582,7 +18777,6 @@ def check_names(value: Any) -> list[str]:
 
 
 EXPRESSIONS = {"anyOf": [{"type": "string"}, STRINGS]}
-PRIORITY: Json = {"type": "integer", "minimum": 1, "maximum": 5}
 NAMESPACES: Json = {"type": "array", "items": {"type": "string", "pattern": rf"\*|{NAMESPACE_NAME}"}}
 #: Option of @pipeline → its JSON Schema, or a function that checks it and returns JSON.  A value of None is skipped.
 PIPELINE_OPTIONS: dict[str, Json | Callable[[Any], Any]] = {
@@ -18593,23 +18787,19 @@ PIPELINE_OPTIONS: dict[str, Json | Callable[[Any], Any]] = {
     "every": lambda value: parse_interval(value if isinstance(value, str) else check_seconds(value)),
     "timezone": lambda value: Zone(str(value)).name,
     "timeout": check_limit,
-    "retries": {"type": "integer", "minimum": 0, "maximum": 100},
     "retry_delay": check_seconds,
-    "retry_backoff": {"type": "number", "minimum": 1, "maximum": 100},
     "retry_delay_max": check_limit,
-    "retry_jitter": {"type": "number", "minimum": 0, "maximum": 1},
     "retry_on": check_causes,
     "queue_timeout": check_limit,
     "memory": parse_size,
-    "max_concurrent": {"type": "integer", "minimum": 1, "maximum": 10_000},
-    "priority": lambda value: demand(PRIORITY, value, "a priority", "1 goes first, 3 is usual"),
+    **OPTION_BOUNDS,
+    "priority": lambda value: demand(OPTION_BOUNDS["priority"], value, "a priority", "1 goes first, 3 is usual"),
     "overlap": {"enum": OVERLAPS},
     "misfire": {"enum": MISFIRES},
     "catchup_window": check_seconds,
     "jitter": check_seconds,
     "after": check_names,
     "share": lambda value: demand(NAMESPACES, listed(value), "namespaces", '"acme"; "*" is all of them'),
-    "pause_after_failures": {"type": "integer", "minimum": 1, "maximum": 1_000},
     "expect_success_within": check_limit,
     "executor": {"type": "string"},
     "drift": {"enum": DRIFTS},
@@ -22991,7 +23181,7 @@ class Column:
             is_wrong = len(made) > self.length or (self.is_padded and len(made) < self.length)
         if self.stored == "sqlite_type" and not self.is_known:
             is_wrong = isinstance(text := sqlite_cell(made), str) and re.fullmatch(SQLITE_NUMBER, text) is not None
-        if type(made) is int and self.kind is not None:
+        if type(made) is int:
             is_wrong = not -(1 << self.bits - 1) <= made < 1 << self.bits - 1
         if self.size is not None:
             before, _, after = format(made.copy_abs(), "f").partition(".")  # abs() rounds to 28 digits

@@ -261,6 +261,18 @@ def test_what_was_done_is_not_done_again_by_the_next_attempt(tau: Tau) -> None:
     eventually(lambda: not (tau.home / "memos" / run["run_id"]).exists())
 
 
+def test_a_run_that_is_cancelled_as_it_fails_is_not_tried_again(fresh: Tau) -> None:
+    body = "atexit.register(time.sleep, 600)\n    ctx.log('raises')\n    raise ValueError('x')"
+    fresh.deploy(f"import atexit, time\nfrom tau import pipeline\n@pipeline(retries=5)\ndef it(ctx):\n    {body}\n")
+    run_id = fresh.call("run", name="it", wait=False)["run_id"]
+    journal = fresh.home / "runs" / f"{run_id}.1.journal"
+    eventually(lambda: journal.exists() and '"raised"' in journal.read_text())
+    answer = fresh.call("cancel", run_id=run_id)
+    assert (answer["status"], answer["changed"]) == ("failed", False)
+    run = fresh.call("inspect", name=run_id, full=True)
+    assert [attempt["status"] for attempt in run["attempts"]] == ["failed"]
+
+
 def test_memos_of_other_arguments_are_others() -> None:
     @module.pipeline
     def it(ctx: module.PipelineContext) -> list[int]:

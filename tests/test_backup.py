@@ -296,6 +296,23 @@ HOSTILE: dict[str, Any] = {
     "statistics": "CREATE VIEW sqlite_stat AS SELECT 1",
     "reference": "DELETE FROM runs",
     "another program's": "PRAGMA application_id = 7",
+    "a key that is no digest": "INSERT INTO keys VALUES ('k', 'zz', 'read', '[]', '2026-01-01T00:00:00.000Z', NULL, NULL, NULL, 'x')",
+    "a list of options": "UPDATE namespaces SET options = '[]'",
+    "no weight": "UPDATE namespaces SET options = '{\"weight\":0}'",
+    "a weight in words": 'UPDATE namespaces SET options = \'{"weight":"x"}\'',
+    "a quota that is none": "UPDATE namespaces SET options = '{\"runs_per_hour\":1}'",
+    "a version without options": "UPDATE versions SET options = '{}'",
+    "params of another type": "UPDATE versions SET options = json_set(options, '$.params', json('{\"type\":5}'))",
+    "retries without end": "UPDATE versions SET options = json_set(options, '$.retries', 1e9)",
+    "a delay of ages": "UPDATE versions SET options = json_set(options, '$.expect_success_within', 9e15)",
+    "secrets of another type": "UPDATE versions SET secrets = '5'",
+    "what is no JSON": "UPDATE versions SET options = '{'",
+    "a schedule without options": "UPDATE schedules SET options = '{}'",
+    "a cron of another type": "UPDATE schedules SET options = json_set(options, '$.cron', 5)",
+    "a time that is none": "UPDATE schedules SET anchor_at = 'yesterday'",
+    "a day that is none": "UPDATE pipelines SET created_at = '2026-02-30T00:00:00.000Z'",
+    "an event of another form": "UPDATE events SET data = '5'",
+    "a status that is none": "UPDATE runs SET status = 'odd'",
 }
 
 
@@ -328,6 +345,19 @@ def test_a_hostile_backup_is_refused_whole(home: Tau, saved: Tau, harm: str) -> 
     (home.home / "tau.lock").unlink()
     assert contents(home.home.parent) == before
     assert not os.path.lexists("/tmp/tau-was-here")
+
+
+def test_what_was_remembered_and_counted_is_made_anew(home: Tau, saved: Tau) -> None:
+    path = home.work / "odd.tau"
+    shutil.copy(saved.work / "saved.tau", path)
+    odd = "UPDATE totals SET runs = -5; UPDATE memory SET data = '5'; INSERT OR REPLACE INTO memory VALUES"
+    odd += " ('gaps', '[{}]'), ('near', '[1]'), ('healing_paused', '7'), ('sessions', '{}'), ('alive', 'x')"
+    make_hostile(path, odd)
+    code, answer = taud(home, "--restore", path)
+    assert code == 0, answer
+    home.start()
+    assert home("status")["runs"] == dict.fromkeys(module.MOVES, 0) | {"success": 3}
+    assert home("status")["task_failures"] == []
 
 
 def test_a_backup_with_other_sources_that_are_whole_is_restored(home: Tau, saved: Tau) -> None:

@@ -210,3 +210,78 @@ def test_what_a_run_does_to_its_files_holds_nobody_up(fresh: Tau, place: str) ->
         assert fresh.call("run", name="it", timeout=PATIENCE_S)["result"] == 1, kind
         fresh.call("prune")
     assert "Traceback" not in (fresh.home / "taud.log").read_text()
+
+
+#: What a run makes of its own files, and leaves.
+DEEP = """
+import os, signal
+def it(ctx, kind: str = ""):
+    path = os.path.join(os.environ["TAU_HOME"], "runs", f"{ctx.run_id}.1.{kind}")
+    if kind in ("sparse", "long"):
+        os.ftruncate(1, 1 << 43) if kind == "sparse" else os.write(1, b"x" * (3 << 20))
+    elif kind:
+        if os.path.lexists(path):
+            os.unlink(path)
+        os.mkdir(path)
+        os.chdir(path)
+        for _ in range(1500):
+            os.mkdir("d")
+            os.chdir("d")
+    return 1
+"""
+
+
+def test_deep_folders_and_endless_files_hold_nobody_up(fresh: Tau) -> None:
+    fresh.deploy_it(DEEP)
+    (server,) = (row["pid"] for row in fresh.call("status")["processes"] if row["role"] == "fork server")
+    for kind in ("end", "stdout", "other", "journal", "sparse", "long"):
+        run = fresh.call("run", name="it", params={"kind": kind}, timeout=PATIENCE_S)
+        assert run["status"] in ("success", "lost", "failed"), kind
+        assert fresh.call("run", name="it", timeout=PATIENCE_S)["result"] == 1, kind
+    assert fresh.call("status")["task_failures"] == []
+    assert server in [row["pid"] for row in fresh.call("status")["processes"]]
+    said = fresh.call("logs", name="it", run_id=run["run_id"])["lines"]
+    printed = [line for line in said if line["stream"] == "stdout"]
+    assert sum(len(line["message"]) * line.get("repeated", 1) for line in printed) == 3 << 20
+    fresh.call("namespace_show", name="default")
+    fresh("shutdown")
+    fresh.start()
+    assert [path.name for path in (fresh.home / "runs").iterdir()] == []
+
+
+def test_half_a_line_is_not_read_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = module.Process(str(tmp_path), "x", None, 1, {})
+    path = tmp_path / "x.journal"
+    path.write_bytes(b"y" * (4 << 20))
+    assert process.next_lines("journal", 16 << 20) == ([], 0, False)
+    read, pread = [0], os.pread
+
+    def counting(file: int, size: int, at: int) -> bytes:
+        data = pread(file, size, at)
+        read[0] += len(data)
+        return data
+
+    monkeypatch.setattr(os, "pread", counting)
+    for _ in range(20):
+        with path.open("ab") as file:
+            file.write(b"y")
+        assert process.next_lines("journal", 16 << 20) == ([], 0, False)
+    assert read == [20]
+    with path.open("ab") as file:
+        file.write(b"\nrest")
+    lines, end, more = process.next_lines("journal", 16 << 20)
+    assert ([len(line) for line in lines], end, more) == ([(4 << 20) + 20], (4 << 20) + 21, False)
+
+
+def test_an_endless_file_is_read_on_near_its_end(tmp_path: Path) -> None:
+    process = module.Process(str(tmp_path), "x", None, 1, {})
+    (tmp_path / "x.stdout").write_bytes(b"first\n" * 1000)
+    os.truncate(tmp_path / "x.stdout", 1 << 43)
+    with (tmp_path / "x.stdout").open("ab") as file:
+        file.write(b"\nlast\n")
+    limits = {"log_lines": 100, "log_bytes": 5000, "result_bytes": 1000, "memo_bytes": 0}
+    assert sum(1 for _ in iter(lambda: process.read(limits, True), False)) < 10
+    said = [record["message"] for record in process.unsaved]
+    assert said[0] == "first"
+    assert "last" in said
+    assert said[-1].startswith("bytes of its output and journal that were not read: 8,79")

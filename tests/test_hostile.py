@@ -96,6 +96,20 @@ LIES = {
     "p.to_json = lambda: dict(type(p).to_json(p), description={})": "description",
     "p.to_json = lambda: dict(type(p).to_json(p), timeout='x')": "timeout",
     "p.to_json = lambda: dict(type(p).to_json(p), every=-1)": "every",
+    "tau.PIPELINE_OPTIONS['timeout'] = lambda it: it; p.options['timeout'] = 9e15": "timeout",
+    "p.to_json = lambda: dict(type(p).to_json(p), expect_success_within=9e15)": "expect_success_within",
+    "p.to_json = lambda: dict(type(p).to_json(p), retries=1 << 40)": "retries",
+    "p.to_json = lambda: dict(type(p).to_json(p), retry_backoff=9e15)": "retry_backoff",
+    "p.to_json = lambda: dict(type(p).to_json(p), priority=0)": "priority",
+    "p.to_json = lambda: dict(type(p).to_json(p), memory=1)": "memory",
+    **{
+        f"p.to_json = lambda: dict(type(p).to_json(p), params={schema})": "params"
+        for schema in (
+            *("{'type': 5}", "{'properties': []}", "{'required': ['x']}", "{'anyOf': [5]}", "{'minimum': 1}"),
+            *("{'pattern': '(a*)*b'}", "{'format': 'x'}", "{'items': 5}", "{'enum': {}}", "{'type': ['odd']}"),
+            "{'properties': {'a': {'minItems': 'x'}}}",
+        )
+    },
     "p.to_json = lambda: dict(type(p).to_json(p), function=['x'])": "function",
     "p.to_json = lambda: dict(type(p).to_json(p), line={})": "line",
     "p.to_json = lambda: [p.name]": "expected object",

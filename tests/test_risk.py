@@ -210,6 +210,24 @@ def test_no_source_breaks_the_judge(depth: int) -> None:
     assert risks({"a.py": many}, {"a.py": many + "print(1)\n"})
 
 
+LONG = {
+    "elements and statements": "try:\n" + " a\n" * 2000 + "except (" + "a," * 1000 + "):\n a\n",
+    "returns": "def f():\n" + " return\n" * 14_000 + " ctx.check(1)\n",
+    "a chain of names": "".join(f"a{n + 1}=a{n}\n" for n in range(3000)) + "a0=check\n",
+    "checks in one statement": "for a in b:\n" + " check(a)\n" * 8000,
+    "a name of many values": "a = 1\n" * 5000 + "check(a)\n" * 5000,
+}
+
+
+@pytest.mark.parametrize("case", LONG)
+def test_a_source_that_is_made_to_be_long_to_read_counts_as_unreadable(case: str) -> None:
+    facts = module.Facts({"a.py": LONG[case].encode()})
+    assert facts.work < 2 * module.WORK_MAX
+    assert sum(map(len, facts.places.values())) < 500_000
+    risks = {row["risk"] for row in module.find_risks({"a.py": b"x = 1\n"}, {"a.py": LONG[case].encode()})}
+    assert case == "returns" or "unreadable" in risks
+
+
 def test_every_rule_has_its_words() -> None:
     named = {risk for rule in module.RULES.values() for risk in rule if risk}
     assert named <= module.RISKS.keys()

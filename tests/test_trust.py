@@ -109,10 +109,10 @@ def test_what_a_run_claims_spoils_no_answer_about_another(net: Tau, tmp_path: Pa
     """It claims to write everywhere, and that it has seen more than an answer holds."""
     place = str(net.home / "data" / "reader" / "a.csv")
     step = {"t": "step", **GOOD["step"], "parent": None}
-    wide = {f"c{number}{'x' * 1000}": "text" for number in range(900)}
+    wide = {f"c{number}{'x' * 500}": "text" for number in range(900)}  # half a megabyte
     lies: dict[str, list[dict[str, Any]]] = {
         "everywhere": [{"places": [{"how": "writes", "place": f"{'*' * many}", "resource": ""}]} for many in (1, 2)],
-        "much": [{"places": [{"how": "writes", "place": place, "resource": ""}], "columns": wide}] * 25,
+        "much": [{"places": [{"how": "writes", "place": place, "resource": ""}], "columns": wide}] * 50,
     }
     net.deploy(READER)
     for lie, dones in lies.items():
