@@ -296,6 +296,7 @@ WORST: dict[str, str] = {
     "fault_stacks": "tau.fault_stacks([b'Current thread', b'File \"/versions/0/' * (N // 18)])",
     "Facts": "tau.Facts({'a.py': b'x = \"' + b'a.' * (N // 3) + b'\"'})",
     "decode": "tau.decode(b'[' * N)",
+    "to_micros": "tau.to_micros('.' + '0' * N + 'x')",
     "has_form": "tau.has_form(tau.VALUES['base64'], 'A' * N + '!')",
     "did_you_mean": "tau.did_you_mean('a' * N, ['a' * N] * 10)",
 }
@@ -314,6 +315,7 @@ def test_no_text_takes_more_than_linear_time(name: str) -> None:
 
 #: What has patterns that go through a text once, or see few characters of it.
 SHORT = {"spell_field", "word_of_nobody", "cron_hint", "Operation", "Connection", "risk_of", "Dashboard"}
+SHORT |= {"Process", "Case"}
 #: What reads only what the owner of the daemon has written, or a program that they have chosen.
 TRUSTED = {
     "pack",
