@@ -21938,6 +21938,9 @@ class SqlStep(SQLite):
         if kind not in ("integer", "real", "text", "bytes", "other", None):
             column.declared, parse = f"tau_{kind}", KINDS_OF_COLUMN[kind].parse
             sqlite3.register_converter(column.declared, lambda cell: parse(cell.decode()))
+        if scan.types.get(name) == {datetime.timedelta}:
+            column.declared = "tau_duration"
+            sqlite3.register_converter(column.declared, lambda cell: datetime.timedelta(seconds=float(cell)))
         return column
 
     def hint(self, problem: str) -> str:

@@ -201,6 +201,11 @@ def test_frames_and_tables_are_rows(ctx: Context) -> None:
         del module.SOURCES["frames"]
 
 
+def test_durations_are_durations_after_sql(ctx: Context) -> None:
+    rows = [{"took": datetime.timedelta(seconds=90)}, {"took": None}]
+    assert ctx.transform(rows, ["SELECT took FROM data"]) == rows
+
+
 def test_a_frame_loses_no_column(ctx: Context) -> None:
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"shop": ["a", "b"], "n": [1, 2]})
