@@ -57,8 +57,8 @@ class Past:
         self.db.executemany("INSERT INTO logs VALUES (?, 1, ?, ?, 'info', NULL, NULL, ?, NULL)", rows)
         self.db.executemany(
             "INSERT INTO steps (run_id, attempt, step, name, path, status, started_at, n)"
-            " VALUES (?, 1, ?, 's', 's', 'success', 't', 1)",
-            [(run_id, n) for n in range(steps)],
+            " VALUES (?, 1, ?, 's', 's', 'success', ?, 1)",
+            [(run_id, n, module.rfc3339(at)) for n in range(steps)],
         )
         for kind in ("run.queued", "run.finished"):
             self.event(days, kind, name, run_id)
