@@ -1813,7 +1813,7 @@ FORMATS: dict[str, tuple[str, Callable[[str], object]]] = {
 
 def to_micros(text: str) -> str:
     """Returns the text of a time.  Raises ValueError if it has parts of a microsecond, which Python cuts."""
-    if len(text) > 15 and re.search(r"[.,]\d{6}0*[1-9]", text):
+    if len(text) > 13 and re.search(r"[.,]\d{6}0*[1-9]", text):
         raise ValueError(f"{text} has more than six digits after the second")
     return text
 
@@ -3844,6 +3844,8 @@ def times_of(options: Json, anchor: int, zone: Zone, read: Callable[[str, Zone],
     An interval is counted from its `start`, else from the *anchor*.
     """
     start, end = (options[name] and parse_time(options[name], zone) for name in ("start", "end"))
+    if start and end and start > end:
+        raise BadRequest(f"the schedule ends ({options['end']}) before it starts ({options['start']})", TIME_HINT)
     if options["cron"] is not None:
         times = read(options["cron"], zone)
     elif options["every_s"] is not None:
@@ -5080,13 +5082,15 @@ class View:
             head, only = self.run_head(document), None if name == "inspect" else LAST
             document = omit(document | document["trace"], HEAD)
         if name == "diff":
-            about = ("pipeline", "run_id", "status")
+            about = ("pipeline", "run_id", "status", "risks")
             document = omit(document, document.keys() - about) | {"changed": omit(document, about)}
         if name == "deploy" and "dry_run" in document:
             parts = ("schedule", "options", "params", "secrets", "code")
             pairs = ((row, key) for row in document["pipelines"] for key in parts if key in row)
             changed = {key if key == "code" else f"{row['name']} {key}": row.pop(key) for row, key in pairs}
             document["changed"] = without_empty(changed) or False
+        if name == "calendar" and document["pipelines"]:
+            document = {"calendar": document}
         if "moved" in document:
             times = zip(*(document.pop(key) for key in ("local", "ticks", "moved")), strict=True)
             document["ticks"] = [{"local": local, "tick_at": tick, "moved": moved} for local, tick, moved in times]
@@ -5151,6 +5155,15 @@ class View:
         lines = [self.paint(line, DIFF.get(line[:1], "")) for line in changed.get("code", "").splitlines()]
         texts = (f"{label_of(key)}: {change_text(value)}" for key, value in changed.items() if key != "code")
         return [*(cut_text(text, 400) for text in texts), *lines]
+
+    def calendar(self, about: Json) -> list[str]:
+        """Of each pipeline how many runs there were on each day, how many of them were bad, and what comes next."""
+        rows = about["pipelines"]
+        comes = [local_time(row["coming"][0]) if row["coming"] else row["held"] or "-" for row in rows]
+        texts = {"pipeline": ["pipeline", *(row["pipeline"] for row in rows)], "next": ["next", *comes]}
+        for number, day in reversed([*enumerate(about["days"])]):  # the oldest is left out first
+            texts[day["day"]] = [day["day"][5:], *(ends_text(row["past"][number]) for row in rows)]
+        return self.grid(texts)
 
     def samples(self, samples: Json) -> list[str]:
         rows, head = samples["rows"], f"{samples['step']}, rows {samples['way']}:"
@@ -5238,6 +5251,7 @@ PAINTERS: dict[str, Any] = {
     "effects": "place resource mode rows against",
     "source": View.numbered,
     "changed": View.changes,
+    "calendar": View.calendar,
     "samples": View.samples,
     "ticks": "local tick_at moved pipeline",
     "live": "status elapsed_ms pipeline doing run_id",
@@ -5390,9 +5404,14 @@ def cell(row: Json, column: str) -> str:
     return single_line(spoken(value, column))
 
 
+def ends_text(runs: Json) -> str:
+    bad = sum(runs.get(status, 0) for status in FAILURES)
+    return f"{sum(runs.values())}{f' ✗{bad}' if bad else ''}" if runs else "-"
+
+
 def change_text(value: Any) -> str:
     """What differs: of two values `before → now`, of a column what happened to it."""
-    if isinstance(value, dict) and "what" in value:
+    if isinstance(value, dict) and "column" in value:
         return difference_text([value])
     if isinstance(value, dict):
         return ", ".join(f"{key} {change_text(item)}" for key, item in value.items())
@@ -6435,7 +6454,7 @@ def runs(
     limit --last --limit  how many at most
     status        only those with this status
     trigger       only those that this has started
-    since         only those queued at this time or after it: 2026-01-01T06:00, 24h ago, or a whole run id
+    since         only those queued at this time or after it: 2026-01-01T06:00, 24h for the last day, or a whole run id
     until         only those queued before this time, or before the run with this whole id
 
         tau runs orders --last 10
@@ -7182,7 +7201,12 @@ def find_blockers(call: Call, schedule: Json, upstream: list[Json]) -> Iterator[
     if (most := options.get("max_concurrent")) is not None and ask.live_runs(name) >= most:
         yield {"by": "max_concurrent", "max_concurrent": most, "hint": shell_line("tau", "runs", name)}
     if waiting := [row["pipeline"] for row in upstream if row["run_id"] is None]:
-        yield {"by": "upstream", "waiting_for": waiting}
+        last = "SELECT status FROM runs WHERE pipeline = ? ORDER BY run_id DESC LIMIT 1"
+        ends = {it: ask.live_version(it) and (ask.value(last, it) or "") for it in waiting if call.caller.sees(it)}
+        told = {
+            it: f"last {end}" if end else "has not run" if end == "" else "not deployed" for it, end in ends.items()
+        }
+        yield {"by": "upstream", "waiting_for": waiting, "reason": ", ".join(map(": ".join, told.items()))}
 
 
 def past_words(tick: Json) -> str:
@@ -7213,7 +7237,8 @@ def future_words(kind: str | None, coming: Json, blockers: list[Json]) -> str:
         return f"It runs next at {coming['local']} ({coming['tick']}{MOVED if coming['moved'] else ''})."
     for blocker in blockers:
         if blocker["by"] == "upstream" and not kind:
-            return f"It runs after the next success of: {', '.join(blocker['waiting_for'])}."
+            told = f" ({blocker['reason']})" if blocker["reason"] else ""
+            return f"It runs after the next success of: {', '.join(blocker['waiting_for'])}{told}."
     return "No tick is to come." if kind else "It has no schedule."
 
 
@@ -21019,6 +21044,8 @@ NEXT_PATHS = (
     *("@odata.nextLink", "nextLink", "next_url", "next_cursor", "meta.next_cursor", "nextPageToken", "next_page_token"),
     *("paging.cursors.after", "response_metadata.next_cursor", "has_more", "hasMore", "meta.has_more"),
 )
+#: Where they say how many rows there are in all.
+TOTAL_PATHS = ("total", "total_count", "totalCount", "total_results", "meta.total", "pagination.total", "info.count")
 #: Subtype of a media type → the format, where they differ.
 SUBTYPES = {"tab-separated-values": "tsv", "jsonlines": "jsonl"}
 #: Characters that stay in a URL; others are percent-encoded.
@@ -21136,8 +21163,13 @@ class Web(Place):
         values = {path: at_path(self.document, path) for path in NEXT_PATHS}
         path, value = next((it for it in values.items() if it[1] and type(it[1]) in (str, int, bool)), ("", None))
         how = f"next_link='{path}'" if re.search("[/?]", str(value)) else f"next_token='{path}', token_param='…'"
+        how = "page_param='…'" if value is True else how
+        totals = {path: at_path(self.document, path) for path in TOTAL_PATHS}
+        total = next((path for path, count in totals.items() if type(count) is int and count > self.rows), None)
         if next_link_in(", ".join(self.headers.get_all("Link", ()))):
             how = "next_link='header'"
+        elif value is None and total:
+            how = f"page_param='…', with total='{total}' ({totals[total]:,}),"
         elif value is None:
             return
         self.warn(f"{self.label}: these are the rows of the first page alone; is it {how} that finds the next?")
@@ -21169,7 +21201,7 @@ class Web(Place):
             raise SourceError(f"{self.label}: {wrong}", "page_step is how many rows a page has")
         if not self.rows and rows < (total or 0):
             self.warn(f"{self.name} is empty after {rows:,} of {total:,} rows")
-        if self.is_same and self.rows:
+        if self.is_same and self.rows and total is None and pages is None:
             hint = "the service seems not to read page_param; or total= or page_count= says which page is the last"
             raise SourceError(f"{self.label}: {self.name} is the same as the page before", hint)
         is_last = self.number >= pages if pages else not self.rows or (total and rows >= total)
@@ -21216,8 +21248,11 @@ class Web(Place):
                 if not facts.get("retryable"):
                     raise
             if attempt > self.asked["retries"]:
-                hint = "is the service well?  retries=… is how often it is asked again"
-                raise SourceError(f"{why} (tried {attempt} times)", hint, **facts)
+                said = " ".join(str(facts.get("body") or "").split())[:200]
+                hint = "is the service well?" + (f"  It said: {said}" if said else "")
+                hint += f"; timeout={self.asked['timeout']:g} can be longer" * ("timed out" in why)
+                hint += "; retries=… is how often it is asked again"
+                raise SourceError(f"{why} (tried {attempt} time{'s' * (attempt > 1)})", hint, **facts)
             asked_s = retry_after(facts.get("retry_after") or "")
             if asked_s > 60:
                 raise SourceError(f"{why}; it asks to wait {asked_s:.0f} s", "run again later", **facts)
@@ -21509,8 +21544,8 @@ class Table(Place):
             for batch in batches:
                 loading.add(batch)
         if loading.left_out:
-            why = "a trigger, a rule or ON CONFLICT of its own"
-            self.around.attempt.journal.log(f"{self.label} did not take {loading.left_out:,} rows: {why}", "warning")
+            said = f"{self.label} says that it took {loading.left_out:,} rows fewer than it was given"
+            self.around.attempt.journal.log(f"{said}: a trigger, a rule or ON CONFLICT of its own", "warning")
 
     def run(self, statement: str, params: Json) -> Rows | int:
         """Executes outside of a transaction, as VACUUM needs.  Returns rows, or how many changed."""
@@ -21563,7 +21598,7 @@ class Loading:
             raise SourceError("the rows have no columns", ROWS_HINT)
         if not scan.columns or (is_new and self.keys and not batch):  # a key has no kind yet
             return
-        is_whole = scan.even or (is_new and not self.keys)  # what a row lacks has no other default
+        is_whole = self.is_whole = scan.even or (is_new and not self.keys)  # what a row lacks has no other default
         self.widen(scan)
         for row in batch if self.mode == "upsert" else ():
             check_keys(row, self.keys)
@@ -21614,10 +21649,12 @@ class Loading:
     def fit(self, scan: Scan, name: str, old: Column | None) -> Column:
         """Returns the old column if it holds all cells of a batch, else the narrowest wider one that does."""
         kinds = scan.kinds(name)
-        is_empty = old is None or old.is_new or (self.mode == "replace" and not self.count)
-        wrong = old and (old.convert(scan, name) or self.house.misfit(old, scan.cells_of(name)))
-        if old is not None and not (old.is_new and kinds) and wrong is None:
-            return old
+        is_empty = old is None or old.is_new or (self.mode == "replace" and not self.count and old.is_ours)
+        wrong = None
+        if old is not None and not (old.is_new and kinds):
+            wrong = old.convert(scan, name) or self.house.misfit(old, scan.cells_of(name))
+            if wrong is None:
+                return old
         is_bound = is_empty and old is not None and self.house.is_bound(self.name, old)
         common = common_kind(kinds if old is None or is_empty or old.kind is None else kinds | {old.kind.name})
         for kind in dict.fromkeys((common, *WIDER.get(common, ())[-1:], "text")):
@@ -21672,6 +21709,8 @@ class Loading:
         except house.errors as problem:
             is_text = re.search(r"NUL\b|0x00|surrogate|utf-?8", cause_text(problem), re.IGNORECASE) is not None
             where = odd_text(scan.rows, scan.before + 1) if is_text else ""
+            if (number := house.refused) and self.is_whole and not where:
+                where = f"row {scan.before + number}, {safe_repr(scan.rows[number - 1])}: "
             raise house.failure(problem, self.name, f"{self.table}: {where}") from problem
         return len(scan.rows) if taken < 0 or at_once or insert.endswith("DO NOTHING") else taken
 
@@ -21693,6 +21732,7 @@ class Warehouse:
     errors: Any = ()  # the exceptions of the library
     connection: Any = None
     statement = ""  # the latest
+    refused = 0  # the number of the row that it did not take, if that is known
     execute: Callable[..., Batches | int]  # a query → its rows, all in one batch without a size; else how many changed
     only_looks = False  # whether it must change nothing
     mark, place = "?", "sqlite"  # the n-th value of a statement, and what makes it of a cell
@@ -21859,7 +21899,8 @@ class SQLite(Warehouse):
                 self.connection.close()
             if isinstance(problem, StepTimeout):
                 raise
-            raise SourceError(f"cannot open {self.path}: {problem}", path_hint(self.path)) from None
+            hint = self.hint(str(problem)) if "locked" in str(problem) else path_hint(self.path)
+            raise SourceError(f"cannot open {self.path}: {problem}", hint) from None
         if self.begin == "BEGIN":
             self.read_from.append(self.path)
         return self
@@ -21903,7 +21944,13 @@ class SQLite(Warehouse):
         self.statement = statement
         if self.path in self.read_from:
             self.connection.execute("PRAGMA cache_spill = 1000000000")  # a number of pages; OFF would be too late
-        return int(self.connection.executemany(statement, rows).rowcount)
+        counter = itertools.count(1)
+        try:  # it takes row after row
+            numbered = map(operator.itemgetter(0), zip(rows, counter))  # noqa: B905 (the counter has no end)
+            return int(self.connection.executemany(statement, numbered).rowcount)
+        except self.errors:
+            self.refused = next(counter) - 1
+            raise
 
 
 class SqlStep(SQLite):
@@ -21965,6 +22012,8 @@ class Alchemy(Warehouse):
         scheme, _, address = re.sub("^postgres:", "postgresql:", url).partition("://")
         drivers = [driver for module, driver in DRIVERS.get(scheme, {}).items() if find_module(module)]
         options: Json = {"poolclass": self.alchemy.pool.NullPool} if self.only_looks else {}  # its settings are final
+        if "psycopg" in (*drivers[:1], *scheme.split("+")[1:]):  # a statement would remember the old types of a table
+            options["connect_args"] = {"prepare_threshold": None}
         if options and scheme == "duckdb":
             options["connect_args"] = {"read_only": True, "config": {"threads": 1}}
         try:
@@ -22002,7 +22051,7 @@ class Alchemy(Warehouse):
 
     def spell(self, name: str) -> str:
         """Quotes a name for this dialect, and its colons: they are not SQLAlchemy's parameters."""
-        if not name:
+        if str(name) == "":
             hint = "a step can name it; of CSV columns=[…], skip_lines=1 name all"
             raise SourceError(f"{self.dialect} has no column without a name", hint)
         if self.dialect == "postgresql" and len(str(name).encode()) > 63:
@@ -22054,25 +22103,24 @@ class Alchemy(Warehouse):
             return str(declared)
 
     def misfit(self, column: Column, cells: Iterable[Any]) -> tuple[int, Any] | None:
-        """Has the database cast the cells, some at once, on a connection of its own: a failure ends a transaction."""
+        """Has the database cast the cells, some at once."""
         if column.is_known or self.dialect not in LOOKING:
             return None
-        numbered, native = enumerate(cells, 1), cell_for("native")
+        native, word = cell_for("native"), "TRY_CAST" if self.dialect == "duckdb" else "CAST"
+        given = ((number, cell) for number, cell in enumerate(cells, 1) if cell is not None)
 
         def first_of(some: list[tuple[int, Any]]) -> tuple[int, Any] | None:
-            casts = ", ".join(f"CAST(:c{i} AS {column.declared}) AS c{i}" for i in range(len(some)))
+            casts = ", ".join(f"{word}(:c{i} AS {column.declared}) AS c{i}" for i in range(len(some)))
             values = {f"c{i}": native(cell) for i, (_, cell) in enumerate(some)}
-            try:
-                backs = asking.execute(self.alchemy.text(f"SELECT {casts}"), values).one()
+            try:  # a failure would end a transaction of PostgreSQL
+                with self.connection.begin_nested() if self.dialect == "postgresql" else contextlib.nullcontext():
+                    backs = self.connection.execute(self.alchemy.text(f"SELECT {casts}"), values).one()
             except self.errors:
-                asking.rollback()
                 return some[0] if len(some) == 1 else next(filter(None, (first_of([pair]) for pair in some)), None)
             misfits = (pair for pair, back in zip(some, backs, strict=True) if not comes_back(pair[1], back))
             return next(misfits, None)
 
-        with self.around.working("database"), self.engine.connect() as asking:
-            chunks = iter(lambda: [*itertools.islice(numbered, 100)], [])
-            return next(filter(None, map(first_of, chunks)), None)
+        return next(filter(None, map(first_of, iter(lambda: [*itertools.islice(given, 100)], []))), None)
 
     def can_widen(self, table: str, old: Column, column: Column) -> bool:
         """Whether Tau may have declared the old column, and no value in it would be rounded."""
@@ -22094,18 +22142,11 @@ class Alchemy(Warehouse):
             comment = f"'{NO_VALUE}'" if column.is_new else "NULL"
             self.execute(f"COMMENT ON COLUMN {table}.{name} IS {comment}")
 
-    def renew_connections(self) -> None:
-        """Has no connection remember statements for the old types of columns."""
-        self.connection.detach()
-        self.engine.dispose()
-
     def execute(self, query: str, params: Mapping[str, Any] = {}, batch_rows: int | None = None) -> Batches | int:
         self.statement = query
         if self.around.rehearsal is not None:
             self.around.rehearsal.check_statement(query)
         connection = self.connection.execution_options(stream_results=batch_rows is not None)
-        if re.match(r"\s*(drop|alter)\b", query, re.IGNORECASE):
-            self.renew_connections()
         done = connection.execute(self.alchemy.text(query), params)
         return rows_of([*done.keys()], done, batch_rows) if done.returns_rows else int(done.rowcount)
 
@@ -22170,6 +22211,11 @@ class FileFormat:
         """Returns a text that is the same for cells that are the same key."""
         if self.reader is read_csv:
             return str(csv_cell(cell))
+        is_text = isinstance(cell, decimal.Decimal) and self.name != "parquet"  # as JSON has it
+        if isinstance(cell, (int, float, decimal.Decimal)) and type(cell) is not bool and not is_text:
+            return str(decimal.Decimal(str(cell)).normalize(decimal.Context(9_999)))  # 1, 1.0 and 1.00 are one key
+        if isinstance(cell, datetime.datetime) and cell.tzinfo is not None:
+            cell = cell.astimezone(datetime.UTC)
         return bytes(cell).hex() if isinstance(cell, BYTES) else encode_json(to_json(cell, "key"))
 
 
@@ -22268,6 +22314,8 @@ def read_csv(
     a list of words for None.  *decimal* and *thousands* are the marks in numbers.  TSV is rarely quoted: a quoted cell
     of several lines needs quote='"' there.
     """
+    if not types and (decimal != "." or thousands):
+        raise BadRequest("decimal= and thousands= are the marks of numbers, and all cells are text", "types=True")
     csv.field_size_limit(max(csv.field_size_limit(), LINE_BYTES_MAX))
     file = CsvLines(text, skip_lines, delimiter, quote, escapechar=escape, skipinitialspace=skip_spaces)
     try:
@@ -22498,8 +22546,8 @@ def distinct_members(pairs: list[tuple[str, Any]], hint: str = "whoever writes t
 def whole_number(text: str) -> float | decimal.Decimal:
     """Reads a number with a point or an exponent; as a decimal if it has more digits than any float is written with."""
     if len(text) > 18 and len(re.sub("^-?0[.]0*|[eE].*|[-.]", "", text)) > 17:
-        exact = decimal.Decimal(text)
-        return exact if exact != decimal.Decimal(float(text)) else float(text)
+        exact, near = decimal.Decimal(text), finite(text)
+        return near if exact in (decimal.Decimal(near), decimal.Decimal(repr(near))) else exact
     return finite(text)
 
 
@@ -22675,7 +22723,7 @@ def full_table(arrow: Any, batch: Rows, names: list[str], schema: Any) -> Any:
             message = f"not for Parquet: column '{name}' is {made.type}, which {safe_repr(wrong[1])} is not"
             raise SourceError(message, hint)
         columns.append(made)
-    return arrow.table(columns, schema or names)
+    return arrow.table(columns, schema or [*map(str, names)])
 
 
 FILE_FORMATS = {
@@ -22808,7 +22856,7 @@ def records_in(data: Any) -> Iterable[Any]:
     if isinstance(data, Stream):
         raise BadRequest("a stream has no rows, only batches of rows", "for batch in stream: …")
     names = getattr(data, "column_names", getattr(data, "columns", None))
-    if names is not None and not isinstance(data, list):
+    if names is not None and not callable(names) and not isinstance(data, list):
         check_distinct([*names], "rename one of them before")
         if kept := [name for name in getattr(getattr(data, "index", None), "names", ()) if name is not None]:
             raise BadRequest(f"the index of the frame, {kept[0]!r}, is no column", "frame.reset_index()")
@@ -22870,7 +22918,7 @@ def check_columns(names: Iterable[str], columns: Sequence[str], option: str = "k
 
 def check_keys(row: Json, keys: Iterable[str]) -> None:
     for name in keys:
-        if (cell := row.get(name)) is None or cell != cell:
+        if (cell := row.get(name)) is None or (isinstance(cell, (float, decimal.Decimal)) and cell != cell):
             raise SourceError(f"a row has no '{name}', part of the key: {safe_repr(row)}", "a step can drop such rows")
 
 
@@ -23031,7 +23079,11 @@ def comes_back(given: Any, back: Any) -> bool:
         return len(given) == len(back) and all(map(comes_back, given, back))
     if given is None or back is None or given != given:
         return (given is None or given != given) and (back is None or back != back)
-    with contextlib.suppress(ValueError):
+    if isinstance(given, str) and (kind_of(type(back)).name in ("other", "uuid", "json") or hasattr(back, "days")):
+        return True  # a text that only the database can read: an address, a range, an interval
+    with contextlib.suppress(ValueError, ArithmeticError):
+        if isinstance(back, str) and isinstance(given, (int, float, decimal.Decimal)):  # an amount of money
+            return decimal.Decimal(re.sub("[^0-9.-]", "", back)) == decimal.Decimal(str(given))
         return bool(kind_of(type(back)).exactly(given) == back)
     return False
 
@@ -23042,7 +23094,7 @@ def iso(value: Any, *mark: str) -> str | None:
 
 
 DAY_PATTERN = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
-CLOCK_PATTERN = r"[0-9]{2}:[0-9]{2}(?!.*[.,][0-9]{7}).*"
+CLOCK_PATTERN = r"[0-9]{2}:[0-9]{2}(?!.*[.,][0-9]{6}0*[1-9]).*"
 #: A class stands in one row only; of several kinds the narrower comes first.  A new kind may belong into GUESSED, too.
 #: Numbers have no leading zero and at most 18 digits, those with a point 15: 007 and 32E01 are codes and 20 digits are
 #: an id, which stay text.  2026-W05 is text as well.
@@ -23111,12 +23163,18 @@ ALTERING = ("postgresql", "duckdb", "cockroachdb")
 #: Pattern of a declared type → the kind to which SQLite converts what a column of it gets.  The first counts; of texts
 #: that look like numbers it makes numbers in a column of any other type (sqlite.org/datatype3.html, 3.1).
 SQLITE_KINDS = {"INT": "integer", "CHAR|CLOB|TEXT": "text", "BLOB|^$": None, "REAL|FLOA|DOUB": "real"}
-SQLITE_KINDS |= {"BOOL": "boolean", "NUMERIC|DECIMAL|^NUMBER": "decimal"}
-SQLITE_NUMBER = r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*"
+SQLITE_KINDS |= {"BOOL": "boolean", "NUMERIC|DEC|MONEY|CURRENCY|^NUMBER": "decimal"}
+SQLITE_NUMBER = r"\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*"
 #: Types of PostgreSQL and DuckDB whose values Column knows; of others it is asked what they make of a value.
 KNOWN_TYPES = (
-    r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|DOUBLE( PRECISION)?|TEXT|N?(VAR)?CHAR(\(\d+\))?|BOOL(EAN)?|DATE|BLOB|BYTEA"
-    r"|TIME(STAMP)?( WITH(OUT)? TIME ZONE)?|(NUMERIC|DECIMAL)(\(\d+(, ?\d+)?\))?|JSONB?|UUID|ENUM.*|NULL"
+    r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|DOUBLE( PRECISION)?|REAL|FLOAT4?|TEXT|N?(VAR)?CHAR(\(\d+\))?|BOOL(EAN)?|DATE"
+    r"|BLOB|BYTEA|TIME(STAMP)?( WITH(OUT)? TIME ZONE)?|(NUMERIC|DECIMAL)(\(\d+(, ?\d+)?\))?|JSONB?|UUID|ENUM.*|NULL"
+)
+#: The types that Tau declares in SQLite, and in others.
+OURS_OF_SQLITE = "|INTEGER|REAL|TEXT|BOOLEAN|NUMERIC|BLOB"
+OURS = (
+    r"BIGINT|DOUBLE( PRECISION)?|BOOLEAN|DATE|TIME(STAMP)?( WITH(OUT)? TIME ZONE)?|DATETIME|TEXT|VARCHAR|BLOB|BYTEA"
+    r"|NUMERIC|(NUMERIC|DECIMAL)\(38, ?\d+\)"
 )
 #: Declared type → how many bits its integers have, if not 64.
 BITS = {"TINYINT": 8, "SMALLINT": 16, "INTEGER": 32, "INT": 32}
@@ -23141,7 +23199,7 @@ class Column:
     def __init__(self, name: str, declared: str, dialect: str = "", is_new: bool = False) -> None:
         text, is_sqlite = declared.upper(), dialect == "sqlite"
         kinds = (kind for kind in KINDS_OF_VALUE if re.search(kind.declared, text))
-        is_nested = re.search(r"<|\[\d*\]|^(ARRAY|STRUCT|MAP|UNION|ENUM)", text)
+        is_nested = re.search(r"<|\[\d*\]|^(ARRAY|STRUCT|MAP|UNION|ENUM)|RANGE$", text)
         self.name, self.declared, self.is_new = name, declared, is_new
         self.stored = "sqlite_type" if is_sqlite else "alchemy_type" if dialect else "name"
         kind = None if is_nested else next(kinds, None)
@@ -23150,16 +23208,21 @@ class Column:
             kind = KINDS_OF_COLUMN[words[0]] if words and words[0] else None
         #: Whether Tau knows what becomes of a value in it.
         self.is_known = bool(words) if is_sqlite else re.fullmatch(KNOWN_TYPES, text) is not None
+        #: Whether Tau may have declared it.
+        self.is_ours = re.fullmatch(OURS_OF_SQLITE if is_sqlite else OURS, text) is not None
+        #: Whether its numbers have four bytes; PostgreSQL tells the shortest number that stands for one.
+        self.is_single = dialect in ALTERING and re.fullmatch("REAL|FLOAT4?", text) is not None
+        self.is_shortened = dialect == "postgresql"
         self.kind: ValueKind | None = kind
         word = kind and kind.name
         #: How many bits its integers have, as far as Tau checks them.
-        bits = 64 if is_sqlite or not dialect else BITS.get(text, 64)
+        bits = BITS.get(text, 64) if dialect in ALTERING else 64
         self.bits = 128 if re.search(r"^U|HUGE|UNSIGNED", text) else bits
-        size = re.search(r"\((\d+)(?:, *(-?\d+))?\)", text)
+        size = re.search(r"\((\d+)(?:, *(\d+))?\)", text)
         whole, after = (int(size[1]), int(size[2] or 0)) if size else (0, 0)
         #: How many characters a text may have, and whether it must have as many: shorter ones would be padded.
         self.length = whole if word == "text" and not is_sqlite else 0
-        self.is_padded = re.match(r"N?CHAR\b", text) is not None
+        self.is_padded = dialect == "postgresql" and text.startswith("CHAR(")
         #: How many digits a decimal may have: before the point, after it, and in all.  SQLite reckons with 15.
         digits = (15, 400, 15) if is_sqlite else (whole - after, after, whole) if size else None
         self.size = digits if word == "decimal" else None
@@ -23187,6 +23250,8 @@ class Column:
         is_wrong = self.zone is not None and (made.tzinfo is not None) is not self.zone
         if self.length:
             is_wrong = len(made) > self.length or (self.is_padded and len(made) < self.length)
+        if self.is_single and isinstance(made, (int, float)):
+            is_wrong = not is_single(float(made), self.is_shortened)
         if self.stored == "sqlite_type" and not self.is_known:
             is_wrong = isinstance(text := sqlite_cell(made), str) and re.fullmatch(SQLITE_NUMBER, text) is not None
         if type(made) is int:
@@ -23209,7 +23274,10 @@ class Column:
         stored = {getattr(KINDS_OF_COLUMN[kind], self.stored) for kind in scan.kinds(name)}
         is_same = self.kind is None or stored <= {getattr(self.kind, self.stored)}
         is_odd = self.stored == "sqlite_type" and not self.is_known and not scan.types.get(name, set()) <= {int, float}
-        if is_same and not is_odd and self.size is None and self.zone is None and not self.length:
+        if is_odd and scan.types.get(name) == {str}:  # one look at all is faster
+            is_odd = re.search(f"(?m)^{SQLITE_NUMBER}$", "\n".join(filter(None, scan.cells_of(name)))) is not None
+        is_plain = self.size is None and self.zone is None and not self.length and not self.is_single
+        if is_same and not is_odd and is_plain:
             numbers = filter(None, scan.cells_of(name)) if scan.types.get(name) == {int} else ()
             if max(map(int.bit_length, numbers), default=0) < self.bits:
                 return None
@@ -23220,6 +23288,17 @@ class Column:
                 return len(made) + 1, cell
         scan.made[name], scan.types[name] = made, {*map(type, made)}
         return None
+
+
+def is_single(number: float, shortened: bool) -> bool:
+    """Whether a number of four bytes is this one, or if *shortened*, is told as this one, by its first digits."""
+    try:
+        nearest = struct.unpack("f", struct.pack("f", number))[0]
+    except OverflowError:
+        return False
+    told = (float(f"{nearest:.{digits}g}") for digits in range(6, 10))
+    same = (value for value in told if struct.pack("f", value) == struct.pack("f", nearest))
+    return nearest == number or (shortened and number == next(same, nearest))
 
 
 def kind_of(type_of_value: type) -> ValueKind:
@@ -24078,8 +24157,8 @@ def from_numpy(value: Any) -> Any:
 CONVERSIONS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
     ("__dataclass_fields__", lambda value: {name: getattr(value, name) for name in value.__dataclass_fields__}),
     ("_value2member_map_", lambda value: value.value),
-    ("total_seconds", lambda value: value.total_seconds()),  # pandas' have an isoformat too
-    ("isoformat", lambda value: iso(value)),
+    ("isoformat", lambda value: value.total_seconds() if hasattr(value, "days") and value == value else iso(value)),
+    ("total_seconds", lambda value: value.total_seconds()),
     ("__fspath__", os.fspath),
     ("tolist", from_numpy),
     ("is_subnormal", str),  # decimals

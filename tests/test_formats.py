@@ -504,6 +504,18 @@ def test_a_time_of_day_with_nanoseconds_is_not_cut(tmp_path: Path, ctx: Context)
     assert by_hint(caught.value.hint, path) == [dict.fromkeys("ab", datetime.time(1))]
 
 
+@pytest.mark.parametrize("keys", [(Decimal("1.5"), Decimal("1.25")), (1, 2.5), (2**70, 2**70 + 1)])
+@pytest.mark.parametrize("name", ["jsonl", "parquet"])
+def test_an_upsert_finds_the_keys_that_it_wrote(name: str, keys: tuple[Any, Any], ctx: Context) -> None:
+    if name == "parquet":
+        pytest.importorskip("pyarrow")
+        keys = (1, 2) if keys[0] == 2**70 else keys
+    rows = [{"k": key, "n": 1} for key in keys]
+    for _ in range(2):
+        ctx.load(f"rows.{name}", rows, mode="upsert", key="k")
+    assert len(ctx.extract(f"rows.{name}")) == 2
+
+
 @pytest.mark.parametrize("name", ["csv", "json", "jsonl", "parquet"])
 def test_bytes_in_a_list_are_kept_or_refused(name: str, ctx: Context) -> None:
     if name == "parquet":
@@ -526,6 +538,7 @@ def test_what_json_cannot_keep_is_refused_or_a_decimal() -> None:
         ):
             with pytest.raises(module.SourceError, match=wrong):
                 read(name, text.encode())
+    assert read("json", b'[{"a": 12.340000000000000000}]') == [[{"a": 12.34}]]
     numbers = [0.1, 0.10000000000000001, -0.01574736306608441, 1e300, 5e-324, 2**53 + 1]
     long = "12345678901234567.89"
     found = read("json", json.dumps([{"a": it} for it in numbers])[:-1].encode() + f', {{"a": {long}}}]'.encode())[0]

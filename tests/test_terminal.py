@@ -296,8 +296,8 @@ def test_who_follows_another_pipeline_says_so(tau: Tau) -> None:
     tau("run", "sensors")
     eventually(lambda: tau("runs", "alarms", "--status", "success")["runs"])
     screen = on_terminal(tau, "why", "alarms", NO_COLOR="1")[1]
-    assert "It runs after the next success of: sensors." in " ".join(screen.split())
-    assert re.search(r"held +by +waiting_for\n +upstream +sensors\n", screen)
+    assert "It runs after the next success of: sensors (sensors: last success)." in " ".join(screen.split())
+    assert re.search(r"held +by +reason +waiting_for\n +upstream +sensors: last success +sensors\n", screen)
     (row,) = (line for line in on_terminal(tau, "list", NO_COLOR="1")[1].splitlines() if line.startswith("alarms "))
     assert "after sensors" in row
     tau("undeploy", "alarms")

@@ -301,6 +301,16 @@ def test_what_cannot_be_asked_of_a_database(case: str, ctx: Context) -> None:
     assert not Path("a.db").exists()
 
 
+def test_sqlite_names_the_row_that_it_refuses(ctx: Context) -> None:
+    ctx.sql("CREATE TABLE t (id INTEGER PRIMARY KEY, name TEXT NOT NULL)", connection="sqlite:///house.db")
+    batches = [[{"id": n, "name": "x"} for n in range(3)], [{"id": 3, "name": "x"}, {"id": 1, "name": "again"}]]
+    wrong = r"row 5, \{'id': 1, 'name': 'again'\}: UNIQUE constraint failed: t.id"
+    with pytest.raises(module.SourceError, match=wrong):
+        ctx.load("sqlite:///house.db", iter(batches), "t")
+    with pytest.raises(module.SourceError, match=r"row 1, \{'id': 9, 'name': None\}: NOT NULL constraint failed"):
+        ctx.load("sqlite:///house.db", [{"id": 9, "name": None}], "t")
+
+
 @pytest.mark.parametrize("target", ["a.csv", "a.json", "mine"])
 def test_a_key_that_is_no_column_is_told_before_anything_is_written(
     target: str, ctx: Context, monkeypatch: pytest.MonkeyPatch

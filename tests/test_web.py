@@ -204,7 +204,8 @@ MORE: dict[str, tuple[dict[str, str], Any, str]] = {
     "a header": ({"Link": '<http://x/2>; rel="next"'}, [{"id": 1}], "next_link='header'"),
     "a link": ({}, {"rows": [{"id": 1}], "links": {"next": "/p?page=2"}}, "next_link='links.next'"),
     "a token": ({}, {"rows": [{"id": 1}], "next_cursor": "abc"}, "next_token='next_cursor'"),
-    "a word": ({}, {"rows": [{"id": 1}], "has_more": True}, "next_token='has_more'"),
+    "a word": ({}, {"rows": [{"id": 1}], "has_more": True}, "is it page_param='…'"),
+    "a total": ({}, {"rows": [{"id": 1}], "total": 25}, "total='total' (25)"),
     "the last page": ({}, {"rows": [{"id": 1}], "links": {"next": None}, "has_more": False}, ""),
 }
 
@@ -277,7 +278,7 @@ def test_what_will_not_pass_is_told_at_once(server: Server, ctx: Context) -> Non
     with pytest.raises(module.SourceError, match="cannot ask"):
         ctx.extract(server.url + "/rows", headers={"X": "a\nb"})
     server.server_close()
-    with pytest.raises(module.SourceError, match="tried 1 times"):
+    with pytest.raises(module.SourceError, match="tried 1 time"):
         ctx.extract(server.url + "/rows", retries=0)
 
 
