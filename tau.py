@@ -1546,7 +1546,7 @@ class Argument:
 @caching(None)
 def docstrings() -> dict[str, str]:
     """The docstrings of functions, read from the source: `python -OO` leaves them out of the code."""
-    nodes = ast.parse(read_bytes(__file__, sys.maxsize) or b"").body
+    nodes = parsed(read_bytes(__file__, sys.maxsize) or b"").body
     functions = (node for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
     return {node.name: ast.get_docstring(node, clean=False) or "" for node in functions}
 
@@ -3229,6 +3229,15 @@ def install_hint(package: str) -> str:
     return f"{install}, or name it in the file's `# /// script` dependencies"
 
 
+PARSING = _thread.allocate_lock()
+
+
+def parsed(source: str | bytes) -> ast.Module:
+    """As ast.parse, one source at a time: threads of Python 3.11 spoil each other's."""
+    with PARSING:
+        return ast.parse(source)
+
+
 def find_module(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
@@ -3281,7 +3290,7 @@ def read_lines(
     return cut_lines(lines, longest), offset + end, more
 
 
-def holds_newline(path: str, begin: int, end: int) -> bool:
+def has_newline(path: str, begin: int, end: int) -> bool:
     with open(open_file(path), "rb", 0) as file:
         pieces = (
             os.pread(file.fileno(), min(FILE_BYTES_MAX, end - at), at) for at in range(begin, end, FILE_BYTES_MAX)
@@ -4060,8 +4069,9 @@ def next_of_try(params: Json) -> list[str]:
 def ask_for_heal(client: Client, name: str, params: Json, view: View) -> Json:
     """Has the agent mend a pipeline; writes a fix that is only shown into a directory named after the attempt."""
     document = client.call(name, params)
-    files = {file["path"]: file["text"].encode() for file in document.pop("files", ())}
+    files = checked_files(document.pop("files", []))
     if document["verdict"] == "proven":
+        demand({"type": "string", "pattern": "heal-[0-9a-f]{12}"}, document["attempt"], "the attempt")
         write_files(document["attempt"], files, False)
         path = file_word(os.path.join(document["attempt"], document["entry"]))
         proof = ["--verify", document["run_id"], "--probation", document["probation"], "--take-over"]
@@ -4123,15 +4133,21 @@ def ask_for_code(client: Client, name: str, params: Json, view: View) -> Json:
     document = client.call(name, params)
     if "out" not in params:
         return document
-    files = demand(KINDS["list[Json]"], decode(json_bytes(document.get("files"))), "files")
-    check_paths(paths := [file.get("path") for file in files])
-    if hidden := [path for path in paths if re.search(r"(^|/)\.[^/]*/", path)]:  # what is in .git may be executed
-        raise BadRequest(f"'{hidden[0]}' is in a hidden folder", "`tau deploy` sends none: is that the right daemon?")
+    files = checked_files(document.get("files"))
     folder, entry = params["out"] or ".", str(document.get("entry"))
-    changes = write_files(folder, {file["path"]: read_content(file) for file in files}, "force" in params)
+    changes = write_files(folder, files, "force" in params)
     words = [file_word(os.path.join(folder, entry))] if len(files) == 1 else [file_word(folder), "--entry", entry]
     deploy = shell_line("tau", "deploy", *words, "--name", params["name"], "--take-over")
     return {"version": document.get("version"), **changes, "next": [deploy]}
+
+
+def checked_files(answer: Any) -> Sources:
+    """Returns the files in an answer; BadRequest for a path that a daemon must not choose."""
+    files = demand(KINDS["list[Json]"], decode(json_bytes(answer)), "files")
+    check_paths(paths := [file.get("path") for file in files])
+    if hidden := [path for path in paths if re.search(r"(^|/)\.[^/]*/", path)]:  # what is in .git may be executed
+        raise BadRequest(f"'{hidden[0]}' is in a hidden folder", "`tau deploy` sends none: is that the right daemon?")
+    return {file["path"]: read_content(file) for file in files}
 
 
 def write_files(folder: str, files: Sources, force: bool) -> Json:
@@ -8361,7 +8377,7 @@ def tree_of(name: str) -> Any:
     source, begins = read_bytes(__file__, sys.maxsize) or b"", (f"def {name}(", f"class {name}:", f"{name}: dict[")
     start = max(source.find(f"\n{begin}".encode()) for begin in begins)
     end = re.compile(rb"\n(?=[^\s)}])").search(source, start + 1)
-    return ast.parse(source[start : end and end.start()]).body[0]
+    return parsed(source[start : end and end.start()]).body[0]
 
 
 #: Options of @pipeline that say when it runs.
@@ -10910,9 +10926,13 @@ async def ask_agent(call: Call, asked: Json, healing: Json) -> Json:
         raise BadRequest(f"the agent gave no answer: {outcome.error['message']}", "answer as the rules say")
     answer: Json = {"verdict": "change", "files": {}}
     answer |= read_answer(demand({"type": "string"}, outcome.result, "the answer"), asked)
+    mask, secrets = Mask(), Room(call.store, f"{call.caller.home}/").secrets
+    for name in secrets_below(secrets[0]):  # which it could read, as the daemon's user
+        mask.learn(name, None, *secrets)
+    answer |= mask.document(omit(answer, ("files",)))
     for path, text in answer["files"].items():
         try:
-            ast.parse(text if path.endswith(".py") else "")  # nothing of it is run
+            parsed(text if path.endswith(".py") and len(text) <= SOURCE_READ_MAX else "")  # nothing of it is run
         except (SyntaxError, ValueError, RecursionError, MemoryError) as problem:
             raise BadRequest(f"{path} is no Python: {problem}", "answer with the whole source") from None
     return answer
@@ -11145,7 +11165,7 @@ def function_around(text: str, line: int) -> tuple[int, int]:
     """Returns the first and the last line of the innermost function that a line is in, or of some lines around it."""
     spans: list[tuple[int, int]] = []
     with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
-        nodes = ast.walk(ast.parse(text if len(text) <= SOURCE_READ_MAX else ""))
+        nodes = ast.walk(parsed(text if len(text) <= SOURCE_READ_MAX else ""))
         functions = [node for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
         spans += [(node.lineno, node.end_lineno or line) for node in functions]
     around = line - SOURCE_LINES, line + SOURCE_LINES
@@ -12076,7 +12096,7 @@ class Facts:
         unread = [path for path in sources if not path.endswith(".py") or size > SOURCE_READ_MAX]
         for path in sorted(sources.keys() - unread):
             try:
-                trees[path] = ast.parse(sources[path])
+                trees[path] = parsed(sources[path])
                 self.bind(trees[path])
             except (SyntaxError, ValueError, RecursionError, MemoryError):
                 unread.append(path)
@@ -12819,7 +12839,7 @@ class Process:
         """Reads the records that came since the last call; returns whether there are more."""
         # The output is read first: the journal then names all secrets that can be in it.
         for stream in ("stdout", "stderr"):
-            self.pass_over(stream, limits["log_bytes"], FILE_BYTES_MAX)
+            self.skip_to_end(stream, limits["log_bytes"], FILE_BYTES_MAX)
         outputs = {stream: self.next_lines(stream, FILE_BYTES_MAX, final) for stream in ("stdout", "stderr")}
         if self.read_journal(limits):
             return True
@@ -12840,7 +12860,7 @@ class Process:
             self.log([f"bytes of its output and journal that were not read: {left:,}"], "warning")
         return more
 
-    def pass_over(self, name: str, most: int, end: int) -> None:
+    def skip_to_end(self, name: str, most: int, end: int) -> None:
         """Goes on near the end of a file of which *most* bytes are read, if far more than its last bytes are left."""
         if self.position[name] > most:
             with contextlib.suppress(OSError):
@@ -12856,7 +12876,7 @@ class Process:
         if begin == at and known and not final:
             with contextlib.suppress(OSError):
                 size = os.stat(path, follow_symlinks=False).st_size
-                if size - at < longest and not holds_newline(path, at + known, size):
+                if size - at < longest and not has_newline(path, at + known, size):
                     self.halves[name] = at, size - at
                     return [], at, False
         lines, end, more = read_lines(path, at, longest, final)
@@ -12875,7 +12895,7 @@ class Process:
     def read_journal(self, limits: Json) -> bool:
         first, longest = self.position["journal"] == 0, RECORD_BYTES_MAX + limits["result_bytes"]
         memos = limits["memo_bytes"] if self.executor else 0
-        self.pass_over("journal", limits["log_bytes"] + memos + TRACE_BYTES_MAX, longest)
+        self.skip_to_end("journal", limits["log_bytes"] + memos + TRACE_BYTES_MAX, longest)
         lines, self.position["journal"], more = self.next_lines("journal", longest)
         result = limits["result_bytes"] if self.run_id else LINE_BYTES_MAX
         lengths = {b"memo": RECORD_BYTES_MAX, b"returned": result + SHORT_BYTES_MAX}
@@ -13304,7 +13324,9 @@ class Runner:
     async def read_next(self, process: Process, final: bool) -> bool:
         """Reads the next part of a journal, and stores what was read once it is much; returns whether there is more."""
         unsaved = sum(process.position[name] - process.saved[name] for name in NOWHERE)
-        await (self.save(process) if unsaved >= SAVED_BYTES else asyncio.sleep(0))  # others get their turn
+        if unsaved >= SAVED_BYTES:
+            await self.save(process)
+        await asyncio.sleep(0)  # others get their turn
         began = process.start is not None
         more = process.read(self.settings, final)
         if process.skipped:
@@ -14265,6 +14287,9 @@ def tree_bytes(path: str) -> int:
     """Returns what a file, or a directory with all below it, takes of the disk.  (os.walk calls itself for a level.)"""
     taken, folders = 0, [path]
     for folder in folders:
+        if len(os.fsencode(folder)) > 3_000:  # longer paths are none: another program counts by directories
+            line = subprocess.run(["du", "-skx", "--", path], capture_output=True, check=False).stdout.split()
+            return int(line[0]) << 10 if line else taken
         with contextlib.suppress(OSError):  # it is gone meanwhile, or a file
             taken += os.lstat(folder).st_blocks * 512
             for entry in os.scandir(folder):
@@ -17215,6 +17240,8 @@ def process_figures() -> Families:
 
 #: How often to look while a process that a dead run has left is alive.
 LOOK_S = 0.02
+#: How often in a row it looks for what was to be killed: that may have forked away meanwhile.
+HUNTS = 20
 
 
 def fork_server() -> int:
@@ -17337,11 +17364,12 @@ class ForkServer:
         for pid in self.jobs.keys() - self.dead.keys():
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 self.dead[pid] = Ending(functools.partial(signal_group, pid), self.jobs[pid]["grace_s"])
-        self.find_orphans()
         live = (self.jobs.keys() - self.dead.keys()) | self.nursery.pids()
-        for orphan in self.orphans.values():
-            if orphan.leader not in live:
-                orphan.end(self.dead.get(orphan.leader))
+        for _ in range(HUNTS):
+            self.find_orphans()
+            left = [orphan for orphan in self.orphans.values() if orphan.leader not in live]
+            if not [orphan for orphan in left if orphan.end(self.dead.get(orphan.leader))]:
+                break
         for pid in self.dead.keys() - {orphan.leader for orphan in self.orphans.values()}:
             self.close_process(pid)
         for ending in self.dead.values():
@@ -17419,11 +17447,12 @@ class Orphan:
         self.pid, self.leader = pid, mark & (1 << PID_BITS) - 1 or os.getsid(pid)
         self.ending: Ending | None = None  # set once it is being ended
 
-    def end(self, run: Ending | None) -> None:
-        """Ends it, within the time that its run has, if that is known."""
+    def end(self, run: Ending | None) -> bool:
+        """Ends it, within the time that its run has, if that is known; returns whether that is over."""
         if self.ending is None:
-            self.ending = Ending(self.send, max(run.kill_at - time.monotonic() if run else 0.0, LOOK_S))
+            self.ending = Ending(self.send, max(run.kill_at - time.monotonic(), 0.0) if run else LOOK_S)
         self.ending.look()
+        return time.monotonic() >= self.ending.kill_at
 
     def send(self, number: int) -> None:
         try:
@@ -19911,6 +19940,7 @@ class Rehearsal:
         job = attempt.job
         self.attempt, self.about = attempt, job["rehearsal"]
         self.engines: Json = {}
+        self.altered: set[Any] = set()
         self.around: Any = self
         places = [urllib.parse.urlsplit(place) for place in self.about["places"] or ()]
         self.servers = {parts.netloc for parts in places}
@@ -20392,6 +20422,7 @@ class Surroundings:
         self.connections: dict[str, Json] = job.get("connections", {})
         self.secrets: str | dict[str, str] = job["secrets"]  # a folder, or the secrets that were sent
         self.engines: dict[str, Any] = {}  # URL → SQLAlchemy's engine, which keeps connections
+        self.altered: set[Any] = set()  # the engines by which tables have changed
         self.name_of = functools.partial(place_name, directory=context.data_dir)
         self.only_looks = job.get("kind") == "peek"  # whether nothing may change
         self.rehearsal: Rehearsal | None = context._attempt.rehearsal
@@ -22012,8 +22043,6 @@ class Alchemy(Warehouse):
         scheme, _, address = re.sub("^postgres:", "postgresql:", url).partition("://")
         drivers = [driver for module, driver in DRIVERS.get(scheme, {}).items() if find_module(module)]
         options: Json = {"poolclass": self.alchemy.pool.NullPool} if self.only_looks else {}  # its settings are final
-        if "psycopg" in (*drivers[:1], *scheme.split("+")[1:]):  # a statement would remember the old types of a table
-            options["connect_args"] = {"prepare_threshold": None}
         if options and scheme == "duckdb":
             options["connect_args"] = {"read_only": True, "config": {"threads": 1}}
         try:
@@ -22030,6 +22059,7 @@ class Alchemy(Warehouse):
             with self.around.working("database"):
                 rehearsal = self.around.rehearsal
                 self.connection = self.engine.connect() if rehearsal is None else rehearsal.connection_to(self)
+            self.prepare_nothing()
             for statement in LOOKING.get(self.dialect, ()) if self.only_looks else ():
                 self.execute(statement)
         except self.errors as problem:
@@ -22142,10 +22172,19 @@ class Alchemy(Warehouse):
             comment = f"'{NO_VALUE}'" if column.is_new else "NULL"
             self.execute(f"COMMENT ON COLUMN {table}.{name} IS {comment}")
 
+    def prepare_nothing(self) -> None:
+        """Where a table has changed, a statement that psycopg has prepared would remember the old types."""
+        driver = self.connection.connection.dbapi_connection
+        if self.engine in self.around.altered and hasattr(driver, "prepare_threshold"):
+            driver.prepare_threshold = None
+
     def execute(self, query: str, params: Mapping[str, Any] = {}, batch_rows: int | None = None) -> Batches | int:
         self.statement = query
         if self.around.rehearsal is not None:
             self.around.rehearsal.check_statement(query)
+        if re.match(r"\s*(drop|alter)\b", query, re.IGNORECASE):
+            self.around.altered.add(self.engine)
+            self.prepare_nothing()
         connection = self.connection.execution_options(stream_results=batch_rows is not None)
         done = connection.execute(self.alchemy.text(query), params)
         return rows_of([*done.keys()], done, batch_rows) if done.returns_rows else int(done.rowcount)
@@ -24942,9 +24981,9 @@ setInterval(() => document.querySelectorAll("time, [data-since]").forEach((node)
 const CELLS = {took, pipeline: (row) => pipelineLink(row.pipeline), run: (row) => runLink(row.run_id),
   status: (row) => runLink(row.run_id, status(row.status)) ?? status(row.status)};
 function cellOf(row, key, cells, value = row[key]) {
-  if (cells[key]) return cells[key](row);
+  if (Object.hasOwn(cells, key)) return cells[key](row);
   if (value instanceof Node || Array.isArray(value) && value.some((each) => each instanceof Node)) return value;
-  if (/^\d{4}-\d\d-\d\dT[\d:.]+Z$/.test(value) && Date.parse(value)) return when(value);
+  if (typeof value === "string" && /^\d{4}-\d\d-\d\dT[\d:.]+Z$/.test(value) && Date.parse(value)) return when(value);
   if (typeof value !== "number") return long(value, 300);
   return /_ms$/.test(key) ? lasted(value) : /_bytes$/.test(key) ? `${digits(value / 2 ** 20 | 0)} MiB` : digits(value);
 }
@@ -25423,7 +25462,7 @@ const drawLineage = ([answer, list], {word}) => drawn(answer, ({lineage: uses, u
   return [section("", scrolling("Graph", drawGraph([...flows, ...starts], word))), drawUses(uses.filter(shares))];
 });
 // --- Screens: each names its calls, one request together, and draws what came.
-const SCREENS = {
+const SCREENS = {__proto__: null,
   "": {label: "Overview", draw: drawOverview, calls: () => [["watch", {limit: 50}], ["errors", {}], ["calendar",
     {failures: true, timezone: ZONE, limit: 1000}]]},
   runs: {label: "Runs", draw: drawRuns, calls: ({query: {before, ...query}}) => [["runs", {...query, until: before ||

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY, Tau, eventually, make_home, running
 
+import tau as module
+
 #: No check of it would catch a wrong fix.
 SOURCE = """
 from tau import pipeline
@@ -392,3 +394,39 @@ def test_at_night_with_nobody_there(home: Home) -> None:
     assert home.tau("why", "orders")["tick"]["status"] == "success"
     eventually(lambda: len(told.read_text().split()) == 4)
     assert told.read_text().split() == ["incident.opened", "heal.began", "heal.fixed", "incident.closed"]
+
+
+class Foreign:
+    """A client of a daemon that is not to be believed."""
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        self.answer = answer
+
+    def call(self, name: str, params: dict[str, Any]) -> dict[str, Any]:
+        """What that daemon says."""
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"attempt": "/tmp/tau-was-here"},
+        {"attempt": "../tau-was-here"},
+        {"files": [{"path": "../../tau-was-here.py", "text": "x"}]},
+        {"files": [{"path": "/tmp/tau-was-here.py", "text": "x"}]},
+        {"files": [{"path": ".git/hooks/post-checkout", "text": "x"}]},
+    ],
+)
+def test_a_daemon_does_not_choose_where_a_fix_is_written(
+    said: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = {"attempt": "heal-0123456789ab", "verdict": "proven", "entry": "a.py", "run_id": "r", "pipeline": "p"}
+    answer |= {"probation": 3, "files": [{"path": "a.py", "text": "x = 1\n"}]}
+    client: Any = Foreign(answer | said)
+    with pytest.raises(module.BadRequest):
+        module.ask_for_heal(client, "heal", {}, module.View([]))
+    assert [*tmp_path.iterdir()] == []
+    client = Foreign(dict(answer))
+    assert module.ask_for_heal(client, "heal", {}, module.View([]))["next"]
+    assert (tmp_path / "heal-0123456789ab" / "a.py").read_text() == "x = 1\n"

@@ -471,3 +471,26 @@ def test_without_docstrings_and_assertions_all_works(home: Tau) -> None:
     home.environ["PYTHONOPTIMIZE"] = ""
     home.start()
     assert home.call("run", name="it")["error"]["type"] == "AssertionError"
+
+
+def test_a_process_that_forks_away_again_and_again_is_ended(fresh: Tau) -> None:
+    body = """
+        import os, signal, time
+        def it(ctx):
+            if os.fork() == 0:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                for number in range(100):
+                    try:
+                        os.close(number)
+                    except OSError:
+                        pass
+                end = time.monotonic() + 600
+                while time.monotonic() < end:
+                    if os.fork():
+                        os._exit(0)
+                    os.setsid()
+                    time.sleep(0.004)
+            return 1
+    """
+    done = fresh.run_it(body, "--timeout", str(PATIENCE_S))
+    assert done["result"] == 1
