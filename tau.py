@@ -1341,12 +1341,10 @@ VALUES: dict[str, Json | str] = {
     "pipeline": "name:pipeline_name function:line params:json_schema description:line tags:line* schedule:line?"
     " every:duration? start:line? end:line? timezone:line? timeout:duration? retries:retries retry_delay:duration"
     " retry_backoff:retry_backoff retry_delay_max:duration? retry_jitter:retry_jitter retry_on:line*?"
-    " queue_timeout:duration?"
-    " memory:memory? max_concurrent:max_concurrent? priority:priority? overlap:overlap misfire:misfire"
-    " catchup_window:duration jitter:duration after:upstream_name* share:line*?"
-    " pause_after_failures:pause_after_failures?"
-    " expect_success_within:duration? executor:line? drift:drifts samples:flag expose:flag"
-    " heal:heals? warm:flag? imports:imports? line:count?",
+    " queue_timeout:duration? memory:memory? max_concurrent:max_concurrent? priority:priority? overlap:overlap"
+    " misfire:misfire catchup_window:duration jitter:duration after:upstream_name* share:line*?"
+    " pause_after_failures:pause_after_failures? expect_success_within:duration? executor:line? drift:drifts"
+    " samples:flag expose:flag heal:heals? warm:flag? imports:imports? line:count?",
     "imports": "modules:line* cold:line?",
     "scan": "missing_imports:line*",
     # What `tau peek` shows.
@@ -3221,7 +3219,7 @@ def need(module: str, extra: str, what: str) -> Any:
 
 #: Module, or scheme of a URL → the package that brings it, where that has another name.
 PACKAGES = {"MySQLdb": "mysqlclient", "duckdb": "duckdb-engine", "snowflake": "snowflake-sqlalchemy"}
-PACKAGES |= {"psycopg2": "psycopg2-binary", "bigquery": "sqlalchemy-bigquery", "pyodbc": "pyodbc"}
+PACKAGES |= {"psycopg2": "psycopg2-binary", "bigquery": "sqlalchemy-bigquery"}
 
 
 def install_hint(package: str) -> str:
@@ -11966,14 +11964,15 @@ def changed_items(before: Json, now: Json) -> Json:
 
 def compare_sources(before: Sources, now: Sources) -> str:
     """Returns a unified diff of files, cut if it is long.  A file that is no text, or is long, only `differs`."""
-    text, lines = "", 0
+    text, work = "", 0
     for path, sides in sorted(changed_items(before, now).items()):
         old, new = ("/dev/null" if side is None else f"{mark}/{path}" for mark, side in zip("ab", sides, strict=True))
         said = ""
         with contextlib.suppress(UnicodeDecodeError):
             first, second = ([line.decode() for line in io.BytesIO(side)] for side in sides)
-            lines += min(len(first), len(second))  # of all files: it takes their square
-            short = max(len(first), len(second), lines) <= DIFF_LINES_MAX and len(text) <= DIFF_CHARACTERS_MAX
+            pairs, is_full = len(first) * len(second), len(text) > DIFF_CHARACTERS_MAX
+            short = max(len(first), len(second)) <= DIFF_LINES_MAX and work + pairs <= DIFF_LINES_MAX**2 and not is_full
+            work += pairs * short
             diff = difflib.unified_diff(first, second, old, new) if short else ()
             said = "".join(it if it.endswith("\n") else f"{it}\n\\ No newline at end of file\n" for it in diff)
         text += said or f"{old} and {new} differ\n"
@@ -12660,8 +12659,9 @@ TRACE_BYTES_MAX = 128 << 20
 #: How many records of a kind are kept of an attempt.
 RECORDS_MAX = {"step": STEPS_MAX, "done": STEPS_MAX, "check": OBSERVATIONS_MAX, "metric": OBSERVATIONS_MAX}
 RECORDS_MAX |= {"drift": DRIFTS_MAX, "sample": 2 * SAMPLED_STEPS}
-#: The longest record, unless it has a result or a memo.
+#: The longest record, unless it has a result, a memo or errors: a message and those of its causes, with escapes.
 SHORT_BYTES_MAX = 512 << 10
+ERRORS_BYTES_MAX = 9 * 6 * ERROR_BYTES_MAX + SHORT_BYTES_MAX
 #: From so many bytes that are left of a file of which the limit is read, it is read on near its end: it may be sparse.
 LEFT_BYTES_MAX = 256 << 20
 #: An unknown journal may revoke a permission to start: it is deleted only after this time.
@@ -12772,9 +12772,7 @@ class Process:
         self.saved = dict(NOWHERE)  # the position that is in the store
         self.logged = self.dropped = 0  # numbers of log lines
         self.skipped = 0  # lines of its journal that are not counted in the metrics yet
-        self.halves: dict[
-            str, tuple[int, int]
-        ] = {}  # file → where half a line begins there, and how much of it is known
+        self.halves: dict[str, tuple[int, int]] = {}  # file → where half a line begins, how much of it is known
         self.unsaved: list[Json] = []  # trace records that have been read and are not stored yet
         self.kept: list[Json] = []  # steps and checks of what is no run
         self.effects: Json = {}  # what a rehearsal has told
@@ -12876,7 +12874,7 @@ class Process:
         if begin == at and known and not final:
             with contextlib.suppress(OSError):
                 size = os.stat(path, follow_symlinks=False).st_size
-                if size - at < longest and not has_newline(path, at + known, size):
+                if known <= size - at < longest and not has_newline(path, at + known, size):
                     self.halves[name] = at, size - at
                     return [], at, False
         lines, end, more = read_lines(path, at, longest, final)
@@ -12898,7 +12896,7 @@ class Process:
         self.skip_to_end("journal", limits["log_bytes"] + memos + TRACE_BYTES_MAX, longest)
         lines, self.position["journal"], more = self.next_lines("journal", longest)
         result = limits["result_bytes"] if self.run_id else LINE_BYTES_MAX
-        lengths = {b"memo": RECORD_BYTES_MAX, b"returned": result + SHORT_BYTES_MAX}
+        lengths = {b"memo": RECORD_BYTES_MAX, b"returned": result + SHORT_BYTES_MAX, b"raised": ERRORS_BYTES_MAX}
         for line in filter(None, lines):
             writer = "first line" if first else "executor" if self.executor else "run"
             try:
@@ -22000,6 +21998,8 @@ class SqlStep(SQLite):
             with self:
                 Loading(self, "data", "append", []).add(rows if self.columns else Rows((), ["?"]))
                 return collect(self.ask(self.query, self.params))
+        except ValueError as problem:
+            raise SourceError(f"SQL step: {problem}", "a step can cut it: value.floor('us')") from None
         except SourceError as problem:
             if self.columns or "no such column" not in str(problem):
                 raise
@@ -22016,7 +22016,7 @@ class SqlStep(SQLite):
         if kind not in ("integer", "real", "text", "bytes", "other", None):
             column.declared, parse = f"tau_{kind}", KINDS_OF_COLUMN[kind].parse
             sqlite3.register_converter(column.declared, lambda cell: parse(cell.decode()))
-        if scan.types.get(name) == {datetime.timedelta}:
+        if scan.types.get(name) == {datetime.timedelta}:  # not pandas', which may have nanoseconds
             column.declared = "tau_duration"
             sqlite3.register_converter(column.declared, lambda cell: datetime.timedelta(seconds=float(cell)))
         return column
@@ -22313,7 +22313,7 @@ def labelled(label: str, batches: Batches) -> Batches:
     except (SourceError, BadRequest) as problem:
         raise type(problem)(f"{label}: {problem}", problem.hint, **problem.detail) from problem.__cause__
     except UnicodeError as problem:
-        if not isinstance(problem, UnicodeDecodeError):
+        if not isinstance(problem, UnicodeDecodeError) or "BOM" in problem.reason:  # Python 3.13 has a class for it
             raise SourceError(f"{label}: {problem}", NO_MARK_HINT) from None
         data = problem.object
         known = (hint for start, hint in BEGINNINGS.items() if data.startswith(start))

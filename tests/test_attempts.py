@@ -93,6 +93,14 @@ def test_only_what_the_author_means_is_tried_again(tau: Tau, options: str, body:
     assert run["status"] == ("timed_out" if "timeout=" in options else "failed")
 
 
+def test_an_error_with_long_messages_is_that_error(tau: Tau) -> None:
+    chain = "error = None\n    for _ in range(9):\n        error, cause = OSError('\\x01' * 66_000), error\n"
+    body = f"{chain}        error.__cause__ = cause\n    raise error"
+    tau.deploy(flaky("retries=1, retry_on=[OSError]", body))
+    run = tau.command("run", "flaky").json
+    assert (run["attempt"], run["error"]["type"]) == (2, "OSError")
+
+
 PAUSES: list[tuple[dict[str, Any], list[float]]] = [
     ({}, [0, 0, 0]),
     ({"retry_delay": 5.0}, [5, 5, 5]),

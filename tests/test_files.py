@@ -273,6 +273,15 @@ def test_half_a_line_is_not_read_again_and_again(tmp_path: Path, monkeypatch: py
     assert ([len(line) for line in lines], end, more) == ([(4 << 20) + 20], (4 << 20) + 21, False)
 
 
+def test_lines_are_read_of_an_output_that_was_cut(tmp_path: Path) -> None:
+    process = module.Process(str(tmp_path), "x", None, 1, {})
+    path = tmp_path / "x.stdout"
+    path.write_bytes(b"A" * 50_000)
+    assert process.next_lines("stdout", 1 << 20) == ([], 0, False)
+    path.write_bytes(b"hello\n" * 10)
+    assert process.next_lines("stdout", 1 << 20)[0] == [b"hello"] * 10
+
+
 def test_an_endless_file_is_read_on_near_its_end(tmp_path: Path) -> None:
     process = module.Process(str(tmp_path), "x", None, 1, {})
     (tmp_path / "x.stdout").write_bytes(b"first\n" * 1000)

@@ -234,6 +234,9 @@ def test_times_of_pandas_are_kept_or_refused(ctx: Context) -> None:
         if target in ("a.parquet", "duckdb:///a.duckdb"):
             with pytest.raises(module.SourceError, match=r"Timestamp|nanoseconds"):
                 ctx.load(target, [{"at": more, "took": None}], table)
+    with pytest.raises(module.SourceError, match="more than six digits") as caught:
+        ctx.transform([{"at": more}], "SELECT at FROM data")
+    assert "floor('us')" in caught.value.hint
 
 
 def test_arrow_tables_are_rows(ctx: Context) -> None:

@@ -44,6 +44,16 @@ def test_a_long_difference_is_cut_and_says_how_much() -> None:
     assert diff.endswith(" more characters\n")
 
 
+def test_a_file_that_only_differs_takes_no_diff_from_others() -> None:
+    long = [b"".join(b"%d%c\n" % (line, side) for line in range(3001)) for side in b"ab"]
+    sides = [{"a.sql": long[n], "b.py": b"x = %d\n" % n} for n in range(2)]
+    diff = module.compare_sources(*sides)
+    assert diff == "a/a.sql and b/a.sql differ\n--- a/b.py\n+++ b/b.py\n@@ -1 +1 @@\n-x = 0\n+x = 1\n"
+    same = b"".join(b"%d\n" % line for line in range(9, 384))
+    sides = [{f"{n}.py": b"%d\n" % side + same for n in range(10)} for side in range(2)]
+    assert module.compare_sources(*sides).count("\n+1\n") == 10
+
+
 def source(number: int, head: str = "", body: str = "") -> str:
     """A pipeline whose versions differ in a line."""
     return f"from tau import pipeline\n\n@pipeline{head}\ndef turned(ctx, day: str = 'mon'):\n    {body}\n    return {number}\n"
