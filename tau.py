@@ -21426,6 +21426,7 @@ NO_VALUE = "no value yet"
 CASELESS = ("sqlite", "duckdb", "mysql", "mariadb", "mssql")
 #: Dialects that know `INSERT … ON CONFLICT (key) DO UPDATE`.
 ON_CONFLICT = ("sqlite", "postgresql", "duckdb", "cockroachdb")
+VIEWS = {"sqlite": "SELECT 1 FROM pragma_table_list(:name) WHERE type = 'view' AND schema = coalesce(:schema, schema)"}
 #: Dialect → the columns of a table.  SQLAlchemy does not see all tables of DuckDB.
 COLUMNS = {
     # Of a STRICT table ANY takes all as it is.
@@ -21572,8 +21573,9 @@ class Table(Place):
             loading = Loading(house, self.resource, mode, keys)
             for batch in batches:
                 loading.add(batch)
-        if loading.left_out:
-            said = f"{self.label} says that it took {loading.left_out:,} rows fewer than it was given"
+            left_out = 0 if house.is_view(self.resource) else loading.left_out
+        if left_out:
+            said = f"{self.label} says that it took {left_out:,} rows fewer than it was given"
             self.around.attempt.journal.log(f"{said}: a trigger, a rule or ON CONFLICT of its own", "warning")
 
     def run(self, statement: str, params: Json) -> Rows | int:
@@ -21692,10 +21694,12 @@ class Loading:
             if can_be and column.convert(scan, name) is None:
                 return column
         column = old or column
-        number, cell = column.convert(scan, name) or wrong or (0, None)
+        converted = column.convert(scan, name)
+        number, cell = converted or wrong or (0, None)
         at = self.count + number
         limit = column.limit if kind_of(type(cell)) is column.kind else ""
-        words = f"{str(column.kind.name).removesuffix('s')}s{limit}" if column.kind else column.declared
+        told = column.kind if converted or not wrong else None
+        words = f"{str(told.name).removesuffix('s')}s{limit}" if told else column.declared
         drop = f"DROP TABLE {self.table}"
         hint = "a step can convert it, or make the column text, from the first load on"
         if self.columns:
@@ -21803,6 +21807,10 @@ class Warehouse:
         """Returns what the database tells of the columns or the indexes of a table."""
         schema, _, name = table.rpartition(".")
         return collect(self.ask(queries[self.dialect], {"schema": schema or None, "name": name}))
+
+    def is_view(self, table: str) -> bool:
+        """Whether it is a view of which the database does not count the rows that its triggers take."""
+        return self.dialect in VIEWS and [*self.catalog(VIEWS, table)] != []
 
     def columns_of(self, table: str) -> dict[str, Column]:
         """Returns the columns of a table by their folded names; none if there is no such table."""
@@ -22250,8 +22258,11 @@ class FileFormat:
         """Returns a text that is the same for cells that are the same key."""
         if self.reader is read_csv:
             return str(csv_cell(cell))
-        is_text = isinstance(cell, decimal.Decimal) and self.name != "parquet"  # as JSON has it
-        if isinstance(cell, (int, float, decimal.Decimal)) and type(cell) is not bool and not is_text:
+        if self.name != "parquet":
+            cell = to_json(cell, "key")  # as it stands in the file
+        elif hasattr(cell, "tolist") or hasattr(type(cell), "_value2member_map_"):
+            cell = cell.tolist() if hasattr(cell, "tolist") else cell.value
+        if isinstance(cell, (int, float, decimal.Decimal)) and type(cell) is not bool:
             return str(decimal.Decimal(str(cell)).normalize(decimal.Context(9_999)))  # 1, 1.0 and 1.00 are one key
         if isinstance(cell, datetime.datetime) and cell.tzinfo is not None:
             cell = cell.astimezone(datetime.UTC)
@@ -22570,6 +22581,8 @@ def json_document(text: str, place: str = "", hint: str = "") -> Any:
     except (ValueError, RecursionError) as problem:
         if "Extra data" in str(problem):
             hint = hint or "JSON lines have the suffix .jsonl, or format='jsonl'"
+        if "out of range" in str(problem):
+            hint = "whoever writes it can write it as text"
         hint = hint or "JSON has double quotes, and no comma after the last item"
         raise SourceError(f"{place}not JSON: {problem}", "encoding='utf-16'" if "\0" in text else hint) from None
 
@@ -22586,7 +22599,9 @@ def whole_number(text: str) -> float | decimal.Decimal:
     """Reads a number with a point or an exponent; as a decimal if it has more digits than any float is written with."""
     if len(text) > 18 and len(re.sub("^-?0[.]0*|[eE].*|[-.]", "", text)) > 17:
         exact, near = decimal.Decimal(text), finite(text)
-        return near if exact in (decimal.Decimal(near), decimal.Decimal(repr(near))) else exact
+        # Other languages write a float with as many digits as they are told to.
+        told = decimal.Context(len(exact.as_tuple().digits)).create_decimal(decimal.Decimal(near))
+        return near if exact in (told, decimal.Decimal(near), decimal.Decimal(repr(near))) else exact
     return finite(text)
 
 
@@ -22728,10 +22743,13 @@ def write_parquet(text: io.TextIOWrapper, batches: Batches) -> None:
     names, batches = first_columns(batches, None)
     source = filter(None, batches)
     table = full_table(arrow, collect(itertools.islice(source, 2)), names, None)
-    with parquet.ParquetWriter(text.buffer, table.schema) as writer:
-        writer.write_table(table)
-        for batch in source:
-            writer.write_table(full_table(arrow, batch, names, table.schema))
+    try:
+        with parquet.ParquetWriter(text.buffer, table.schema) as writer:
+            writer.write_table(table)
+            for batch in source:
+                writer.write_table(full_table(arrow, batch, names, table.schema))
+    except arrow.ArrowException as problem:
+        raise SourceError(f"not for Parquet: {problem}", "a step can change it") from None
 
 
 #: Modules of the classes whose values Arrow keeps as they are, in a column of their own kind.
@@ -22955,9 +22973,14 @@ def check_columns(names: Iterable[str], columns: Sequence[str], option: str = "k
         raise SourceError(f"there is no column '{unknown[0]}', and {option} names it", hint)
 
 
+#: Types with a value that is none: NaN, NaT.
+MAY_LACK = (float, decimal.Decimal, datetime.datetime, datetime.timedelta)
+
+
 def check_keys(row: Json, keys: Iterable[str]) -> None:
     for name in keys:
-        if (cell := row.get(name)) is None or (isinstance(cell, (float, decimal.Decimal)) and cell != cell):
+        cell = row.get(name)
+        if cell is None or (isinstance(cell, MAY_LACK) and cell != cell):
             raise SourceError(f"a row has no '{name}', part of the key: {safe_repr(row)}", "a step can drop such rows")
 
 
@@ -23036,7 +23059,7 @@ def plain_cell(value: Any) -> Any:
 
 def known_cell(value: Any) -> Any:
     """Returns a value for a driver as it is, except numpy's, which drivers do not know, and what they would cut."""
-    if getattr(value, "nanosecond", 0):
+    if value == value and getattr(value, "nanosecond", 0):
         raise SourceError(f"its nanoseconds would be cut: {safe_repr(value)}", "a step can cut them: value.floor('us')")
     return plain_cell(value) if hasattr(value, "tolist") else value if value == value else None  # NaT is no time
 
@@ -23111,7 +23134,7 @@ class ValueKind:
 
 def comes_back(given: Any, back: Any) -> bool:
     """Whether a value that was given came back as it was, and all in it.  A member that was not given is None."""
-    given = given.tolist() if hasattr(given, "tolist") else given
+    given = given.tolist() if hasattr(given, "tolist") else [*given] if isinstance(given, (set, frozenset)) else given
     if isinstance(given, dict) and isinstance(back, dict):
         return given.keys() <= back.keys() and all(comes_back(given.get(name), back[name]) for name in back)
     if isinstance(given, (list, tuple)) and isinstance(back, (list, tuple)):
@@ -23148,7 +23171,7 @@ KINDS_OF_VALUE = (
         parse=real, quick=float, declared=r"REAL|FLOA|DOUB",
         pattern=r"-?(?:0|[1-9][0-9]{0,6})(?:\.[0-9]{1,8})?|"  # most numbers, and fast
         r"-?(?![0-9.]{17}|[0-9]+[eE][0-9])(?:(?:0|[1-9][0-9]{0,14})(?:\.[0-9]*)?|\.[0-9]+)"
-        r"(?:[eE](?:-[12]?[0-9]{1,2}|[+]?[0-9]{1,2}))?",
+        r"(?:[eE](?:-(?:[12]?[0-9]{1,2}|30[0-7])|[+]?[0-9]{1,2}))?",
     ),
     ValueKind(
         "real", "datetime.timedelta", {"type": "number"}, convert=lambda seconds: datetime.timedelta(seconds=seconds)
@@ -23201,9 +23224,11 @@ KINDS_OF_CLASS = {name.rpartition(".")[2]: kind for kind in KINDS_OF_VALUE for n
 ALTERING = ("postgresql", "duckdb", "cockroachdb")
 #: Pattern of a declared type → the kind to which SQLite converts what a column of it gets.  The first counts; of texts
 #: that look like numbers it makes numbers in a column of any other type (sqlite.org/datatype3.html, 3.1).
-SQLITE_KINDS = {"INT": "integer", "CHAR|CLOB|TEXT": "text", "BLOB|^$": None, "REAL|FLOA|DOUB": "real"}
-SQLITE_KINDS |= {"BOOL": "boolean", "NUMERIC|DEC|MONEY|CURRENCY|^NUMBER": "decimal"}
-SQLITE_NUMBER = r"\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*"
+SQLITE_KINDS = {"INT(?!ERVAL)": "integer", "CHAR|CLOB|TEXT": "text", "BLOB|^$": None, "REAL|FLOA|DOUB": "real"}
+SQLITE_KINDS |= {"BOOL": "boolean", "NUMERIC|DEC|MONEY|CURRENCY|^NUM|FIXED": "decimal"}
+SQLITE_NUMBER = r"\s*+[-+]?([0-9]++(\.[0-9]*+)?|\.[0-9]++)([eE][-+]?[0-9]++)?\s*+"
+#: A line of many that is one.
+SQLITE_NUMBER_LINE = "(?m)^" + SQLITE_NUMBER.replace(r"\s", r"[^\S\n]") + "$"
 #: Types of PostgreSQL and DuckDB whose values Column knows; of others it is asked what they make of a value.
 KNOWN_TYPES = (
     r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|DOUBLE( PRECISION)?|REAL|FLOAT4?|TEXT|N?(VAR)?CHAR(\(\d+\))?|BOOL(EAN)?|DATE"
@@ -23284,6 +23309,8 @@ class Column:
     def cell(self, value: Any) -> Any:
         """Returns a value as this column holds it.  Raises ValueError if another would come back."""
         made = value if self.kind is None or value is None else self.kind.exactly(value)
+        if made is None and self.is_single and isinstance(value, float):
+            return value  # NaN
         if made is None:
             return None
         is_wrong = self.zone is not None and (made.tzinfo is not None) is not self.zone
@@ -23314,7 +23341,7 @@ class Column:
         is_same = self.kind is None or stored <= {getattr(self.kind, self.stored)}
         is_odd = self.stored == "sqlite_type" and not self.is_known and not scan.types.get(name, set()) <= {int, float}
         if is_odd and scan.types.get(name) == {str}:  # one look at all is faster
-            is_odd = re.search(f"(?m)^{SQLITE_NUMBER}$", "\n".join(filter(None, scan.cells_of(name)))) is not None
+            is_odd = re.search(SQLITE_NUMBER_LINE, "\n".join(filter(None, scan.cells_of(name)))) is not None
         is_plain = self.size is None and self.zone is None and not self.length and not self.is_single
         if is_same and not is_odd and is_plain:
             numbers = filter(None, scan.cells_of(name)) if scan.types.get(name) == {int} else ()

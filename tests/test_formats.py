@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import bz2
 import datetime
+import enum
 import gzip
 import importlib.util
 import io
 import json
+import math
 import re
 from collections.abc import Callable
 from decimal import Decimal
@@ -219,7 +221,7 @@ GUESSES: dict[str, tuple[list[str], list[Any]]] = {
     "integers": (["1", "-20", "0", ""], [1, -20, 0, None]),
     "codes with zeros stay text": (["007", "8"], ["007", "8"]),
     "long numbers stay text": (["12345678901234567890", "1"], ["12345678901234567890", "1"]),
-    "numbers": (["1.5", "2", "-.5", "1e+3", "1.5e3"], [1.5, 2.0, -0.5, 1000.0, 1500.0]),
+    "numbers": (["1.5", "2", "-.5", "1e+3", "1.5e3", "1e-305"], [1.5, 2.0, -0.5, 1000.0, 1500.0, 1e-305]),
     "codes with an E stay text": (["32E0134", "17E4", "20"], ["32E0134", "17E4", "20"]),
     "long decimals stay text": (["0.1234567890123456", "1"], ["0.1234567890123456", "1"]),
     "too large numbers stay text": (["1e+999", "1"], ["1e+999", "1"]),
@@ -504,8 +506,21 @@ def test_a_time_of_day_with_nanoseconds_is_not_cut(tmp_path: Path, ctx: Context)
     assert by_hint(caught.value.hint, path) == [dict.fromkeys("ab", datetime.time(1))]
 
 
-@pytest.mark.parametrize("keys", [(Decimal("1.5"), Decimal("1.25")), (1, 2.5), (2**70, 2**70 + 1)])
-@pytest.mark.parametrize("name", ["jsonl", "parquet"])
+class Level(int, enum.Enum):
+    LOW = 1
+    HIGH = 2
+
+
+BERLIN = datetime.timezone(datetime.timedelta(hours=1))
+KEYS = [
+    *((Decimal("1.5"), Decimal("1.25")), (1, 2.5), (2**70, 2**70 + 1), (Level.LOW, Level.HIGH)),
+    tuple(datetime.datetime(2026, 1, 2, hour, tzinfo=BERLIN) for hour in (3, 4)),
+    (datetime.timedelta(seconds=90), datetime.timedelta(1)),
+]
+
+
+@pytest.mark.parametrize("keys", KEYS)
+@pytest.mark.parametrize("name", ["json", "jsonl", "parquet"])
 def test_an_upsert_finds_the_keys_that_it_wrote(name: str, keys: tuple[Any, Any], ctx: Context) -> None:
     if name == "parquet":
         pytest.importorskip("pyarrow")
@@ -514,6 +529,27 @@ def test_an_upsert_finds_the_keys_that_it_wrote(name: str, keys: tuple[Any, Any]
     for _ in range(2):
         ctx.load(f"rows.{name}", rows, mode="upsert", key="k")
     assert len(ctx.extract(f"rows.{name}")) == 2
+
+
+@pytest.mark.parametrize("name", ["csv", "jsonl", "parquet"])
+def test_an_upsert_finds_keys_of_numpy_and_refuses_a_time_that_is_none(name: str, ctx: Context) -> None:
+    numpy, pandas = pytest.importorskip("numpy"), pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    for kind in (numpy.int64, numpy.float32):
+        rows = [{"k": kind(100), "n": 1}, {"k": kind(7), "n": 2}]
+        for _ in range(2):
+            ctx.load(f"{kind.__name__}.{name}", rows, mode="upsert", key="k")
+        assert len(ctx.extract(f"{kind.__name__}.{name}")) == 2
+    with pytest.raises(module.SourceError, match="a row has no 'k', part of the key"):
+        ctx.load(f"none.{name}", [{"k": pandas.NaT, "n": 1}], mode="upsert", key="k")
+
+
+def test_what_parquet_itself_refuses_names_it(ctx: Context) -> None:
+    pytest.importorskip("pyarrow")
+    with pytest.raises(module.SourceError, match="not for Parquet: Cannot write struct type 'a'"):
+        ctx.load("rows.parquet", [{"a": {}}])
+    ctx.load("rows.parquet", [{"a": {1, 2}}])
+    assert sorted(ctx.extract("rows.parquet")[0]["a"]) == [1, 2]
 
 
 @pytest.mark.parametrize("name", ["csv", "json", "jsonl", "parquet"])
@@ -544,6 +580,11 @@ def test_what_json_cannot_keep_is_refused_or_a_decimal() -> None:
     found = read("json", json.dumps([{"a": it} for it in numbers])[:-1].encode() + f', {{"a": {long}}}]'.encode())[0]
     assert [row["a"] for row in found] == [*numbers, Decimal(long)]
     assert [type(row["a"]) for row in found] == [*map(type, numbers), Decimal]
+    for text, number in (("3.14159265358979312", math.pi), ("0.10000000000000000555", 0.1)):  # as C writes them
+        assert repr(read("json", f'[{{"a": {text}}}]'.encode())[0][0]["a"]) == repr(number)
+    with pytest.raises(module.SourceError) as caught:
+        read("jsonl", b'{"a": 1e400}')
+    assert caught.value.hint == "whoever writes it can write it as text"
 
 
 def test_nanoseconds_in_text_are_not_cut() -> None:

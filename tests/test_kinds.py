@@ -303,6 +303,8 @@ MICROS = datetime.datetime(2026, 1, 2, 3, 4, 5, 600_000)  # noqa: DTZ001
 BY_HAND: list[tuple[str, str, Any, bool]] = [
     *(("sqlite", name, "007", False) for name in ("DATE", "DATETIME", "UUID", "JSON", "POINT", "STRING", "ANY")),
     *(("sqlite", "DATE", it, True) for it in (DAY, "2026-01-02", "abc", 7, 2.5)),
+    *(("sqlite", name, Decimal("1.25"), True) for name in ("NUM", "FIXED(10,2)", "NUMBER")),
+    ("sqlite", "INTERVAL", "abc", True), ("sqlite", "INTERVAL", DAY, True), ("sqlite", "INTERVAL", "007", False),
     ("sqlite", "FLOATING POINT", "1e5", False), ("sqlite", "BLOB", "007", True), ("sqlite", "", "007", True),
     ("postgresql", "REAL", 0.123456789, False), ("postgresql", "REAL", 16_777_217, False), ("postgresql", "REAL", 0.1, True),
     ("duckdb", "FLOAT", 0.1, False), ("duckdb", "FLOAT", 0.5, True),
@@ -455,6 +457,29 @@ def test_rows_that_a_table_leaves_out_are_told(ctx: Context, request: pytest.Fix
     said = [record["message"] for record in ctx.records("log") if record["level"] == "warning"]
     what = "t says that it took 1 rows fewer than it was given: a trigger, a rule or ON CONFLICT of its own"
     assert said == [what] * 2
+
+
+def test_rows_that_the_triggers_of_a_view_take_are_not_missed(ctx: Context) -> None:
+    house = "sqlite:///house.db"
+    for line in (
+        "CREATE TABLE t (n INTEGER)",
+        "CREATE VIEW v AS SELECT n FROM t",
+        "CREATE TRIGGER into_t INSTEAD OF INSERT ON v BEGIN INSERT INTO t VALUES (new.n); END",
+    ):
+        ctx.sql(line, connection=house)
+    ctx.load(house, [{"n": 1}, {"n": 2}], "v")
+    assert [row["n"] for row in ctx.extract(house, "v")] == [1, 2]
+    assert [record for record in ctx.records("log") if record["level"] == "warning"] == []
+
+
+def test_what_is_no_number_or_time_of_a_frame_is_loaded_as_before(ctx: Context) -> None:
+    pytest.importorskip("duckdb_engine")
+    pandas, house = pytest.importorskip("pandas"), "duckdb:///house.db"
+    ctx.sql("CREATE TABLE t (a REAL, b DOUBLE, c JSON)", connection=house)
+    nan = float("nan")
+    ctx.load(house, [{"a": nan, "b": nan, "c": pandas.NaT}, {"a": 0.5, "b": 0.1, "c": WHEN}], "t")
+    first = ctx.extract(house, "t")[0]
+    assert (str(first["a"]), str(first["b"]), first["c"]) == ("nan", "nan", None)
 
 
 def test_rows_without_columns_are_refused(house: str, ctx: Context) -> None:
