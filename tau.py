@@ -21067,11 +21067,14 @@ WEB_OPTIONS: dict[str, PlaceOption] = {
     "page_count": ("string", None, "page_param", "path of the number of all pages in a page"),
     "format": ("string", None, "", "`csv`, `json` …, if neither content type nor path tell it"),
 }
+#: After so many pages that equal the one before, a service seems not to read which page it is asked for.
+SAME_MAX = 3
 #: Where services say in a page what finds the next one, or that there is one.
+HAS_MORE = ("has_more", "hasMore", "meta.has_more")
 NEXT_PATHS = (
     *("next", "links.next", "_links.next.href", "paging.next", "pagination.next", "meta.next", "next_page_url"),
     *("@odata.nextLink", "nextLink", "next_url", "next_cursor", "meta.next_cursor", "nextPageToken", "next_page_token"),
-    *("paging.cursors.after", "response_metadata.next_cursor", "has_more", "hasMore", "meta.has_more"),
+    *("response_metadata.next_cursor", *HAS_MORE),
 )
 #: Where they say how many rows there are in all.
 TOTAL_PATHS = ("total", "total_count", "totalCount", "total_results", "meta.total", "pagination.total", "info.count")
@@ -21093,7 +21096,7 @@ class Web(Place):
 
     number = before = rows = 0
     document: Any = ()
-    mark, is_same = (0, 0), False  # check sum and size of the body, and whether the page before had the same
+    mark, same = (0, 0), 0  # check sum and size of the body, and how many pages before had the same
 
     def __init__(self, url: str, around: Surroundings, options: Json) -> None:
         parts = urllib.parse.urlsplit(urllib.parse.quote(url, safe=URL_CHARACTERS))
@@ -21189,11 +21192,14 @@ class Web(Place):
 
     def look_for_more(self) -> None:
         """Warns if a page names a next one, and no option says how to find it."""
-        values = {path: at_path(self.document, path) for path in NEXT_PATHS}
+        is_row = isinstance(self.document, dict) and "records" not in self.options
+        values = {path: None if is_row else at_path(self.document, path) for path in NEXT_PATHS}
+        if any(values[path] is False for path in HAS_MORE):
+            return
         path, value = next((it for it in values.items() if it[1] and type(it[1]) in (str, int, bool)), ("", None))
         how = f"next_link='{path}'" if re.search("[/?]", str(value)) else f"next_token='{path}', token_param='…'"
         how = "page_param='…'" if value is True else how
-        totals = {path: at_path(self.document, path) for path in TOTAL_PATHS}
+        totals = {path: None if is_row else at_path(self.document, path) for path in TOTAL_PATHS}
         total = next((path for path, count in totals.items() if type(count) is int and count > self.rows), None)
         if next_link_in(", ".join(self.headers.get_all("Link", ()))):
             how = "next_link='header'"
@@ -21230,10 +21236,10 @@ class Web(Place):
             raise SourceError(f"{self.label}: {wrong}", "page_step is how many rows a page has")
         if not self.rows and rows < (total or 0):
             self.warn(f"{self.name} is empty after {rows:,} of {total:,} rows")
-        if self.is_same and self.rows and total is None and pages is None:
+        if self.same == SAME_MAX and self.rows and total is None and pages is None:
             hint = "the service seems not to read page_param; or total= or page_count= says which page is the last"
-            raise SourceError(f"{self.label}: {self.name} is the same as the page before", hint)
-        is_last = self.number >= pages if pages else not self.rows or (total and rows >= total)
+            raise SourceError(f"{self.label}: {self.name} is the same as {SAME_MAX} pages before", hint)
+        is_last = (total and rows >= total) or (self.number >= pages if pages else not self.rows)
         return None if is_last else self.request({self.asked["page_param"]: self.first + self.number * step})
 
     def request(self, params: Json) -> WebRequest:
@@ -21348,7 +21354,8 @@ class Web(Place):
             size = int(answer.headers["Content-Length"])
             raise EOFError(f"the body is cut short: {size - answer.length:,} of {size:,} bytes came")
         mark = checksum, self.file.tell()
-        self.headers, self.url, self.is_same, self.mark = answer.headers, url, mark == self.mark, mark
+        self.same = self.same + 1 if mark == self.mark else 0
+        self.headers, self.url, self.mark = answer.headers, url, mark
 
     def refused(self, answer: Any, url: str) -> SourceError:
         body, message = answer.read(500), f"{answer.status} {answer.reason}"
@@ -21705,7 +21712,9 @@ class Loading:
         if self.columns:
             hint += f"; before that, ctx.sql({drop!r}, connection=…) deletes the rows that are there: "
             hint += f"in {self.table} it is {column.declared}"
-        if isinstance(cell, str) and guessed_kind({cell}).name != "text":
+        if column.is_padded:
+            hint = f"a step can pad it: value.ljust({column.length})"
+        elif isinstance(cell, str) and guessed_kind({cell}).name != "text":
             hint = f"types=True where CSV is extracted, whose cells are text without it; else {hint}"
         others = enumerate(itertools.islice(scan.cells_of(name), number, None), at + 1)
         facts = row_facts(at, cell, others, column.cell)
@@ -22144,6 +22153,14 @@ class Alchemy(Warehouse):
         """Has the database cast the cells, some at once."""
         if column.is_known or self.dialect not in LOOKING:
             return None
+        is_other = re.match("MACADDR|TSVECTOR|MONEY", column.declared.upper())
+
+        def is_spelled(given: Any, back: Any) -> bool:
+            """Whether a text came back as another that says the same."""
+            if not is_other or not isinstance(given, str):
+                return False
+            return is_other[0] != "MONEY" or comes_back(decimal.Decimal(re.sub("[^0-9.-]", "", given) or 0), back)
+
         native, word = cell_for("native"), "TRY_CAST" if self.dialect == "duckdb" else "CAST"
         given = ((number, cell) for number, cell in enumerate(cells, 1) if cell is not None)
 
@@ -22155,7 +22172,8 @@ class Alchemy(Warehouse):
                     backs = self.connection.execute(self.alchemy.text(f"SELECT {casts}"), values).one()
             except self.errors:
                 return some[0] if len(some) == 1 else next(filter(None, (first_of([pair]) for pair in some)), None)
-            misfits = (pair for pair, back in zip(some, backs, strict=True) if not comes_back(pair[1], back))
+            pairs = zip(some, backs, strict=True)
+            misfits = (pair for pair, back in pairs if not (is_spelled(pair[1], back) or comes_back(pair[1], back)))
             return next(misfits, None)
 
         return next(filter(None, map(first_of, iter(lambda: [*itertools.islice(given, 100)], []))), None)
@@ -23287,6 +23305,8 @@ class Column:
         #: How many characters a text may have, and whether it must have as many: shorter ones would be padded.
         self.length = whole if word == "text" and not is_sqlite else 0
         self.is_padded = dialect == "postgresql" and text.startswith("CHAR(")
+        #: Whether it is a time span of the database's own.
+        self.is_span = dialect != "sqlite" and text.startswith("INTERVAL")
         #: How many digits a decimal may have: before the point, after it, and in all.  SQLite reckons with 15.
         digits = (15, 400, 15) if is_sqlite else (whole - after, after, whole) if size else None
         self.size = digits if word == "decimal" else None
@@ -23308,6 +23328,8 @@ class Column:
 
     def cell(self, value: Any) -> Any:
         """Returns a value as this column holds it.  Raises ValueError if another would come back."""
+        if self.is_span and isinstance(value, datetime.timedelta) and not getattr(value, "nanoseconds", 0):
+            return f"{value.days} days {value.seconds}.{value.microseconds:06} seconds"
         made = value if self.kind is None or value is None else self.kind.exactly(value)
         if made is None and self.is_single and isinstance(value, float):
             return value  # NaN
@@ -23343,6 +23365,7 @@ class Column:
         if is_odd and scan.types.get(name) == {str}:  # one look at all is faster
             is_odd = re.search(SQLITE_NUMBER_LINE, "\n".join(filter(None, scan.cells_of(name)))) is not None
         is_plain = self.size is None and self.zone is None and not self.length and not self.is_single
+        is_plain = is_plain and not self.is_span
         if is_same and not is_odd and is_plain:
             numbers = filter(None, scan.cells_of(name)) if scan.types.get(name) == {int} else ()
             if max(map(int.bit_length, numbers), default=0) < self.bits:
@@ -24198,8 +24221,9 @@ def to_json(value: Any, path: str, level: int = 0) -> Any:
     if isinstance(value, (set, frozenset)):
         return sorted((to_json(item, f"{path}{{}}", level + 1) for item in value), key=encode_json)
     if isinstance(value, BYTES):
-        if not path.startswith("result"):
-            raise BadResult(f"{path} is bytes, which JSON cannot express: base64.b64encode(…).decode()")
+        if not re.match(r"result\b", path):
+            way = "pickle=True" if path.startswith("memo ") else "base64.b64encode(…).decode()"
+            raise BadResult(f"{path} is bytes, which JSON cannot express: {way}")
         return {"bytes": len(value)}
     for attribute, convert in CONVERSIONS:
         if hasattr(kind, attribute):

@@ -305,7 +305,7 @@ def test_memos_keep_what_was_returned_or_say_that_they_cannot() -> None:
 
     run = module.run_local(it)
     module.PIPELINES.pop()
-    wrong = "memo bytes[0] is bytes, which JSON cannot express: base64.b64encode(…).decode()"
+    wrong = "memo bytes[0] is bytes, which JSON cannot express: pickle=True"
     assert run["result"] == [["ab", "cd"], True, wrong]
 
 

@@ -317,7 +317,9 @@ BY_HAND: list[tuple[str, str, Any, bool]] = [
     ("postgresql", "SMALLINT", 70_000, False), ("duckdb", "TINYINT", 200, False), ("postgresql", "INTEGER", -(1 << 31), True),
     ("postgresql", "MONEY", Decimal("12.345"), False), ("postgresql", "small", "007", False), ("postgresql", "small", 7, True),
     ("postgresql", "exact", Decimal("1.999"), False), ("postgresql", "mood", "sad", True), ("postgresql", "JSONB", {"a": [1]}, True),
-    ("postgresql", "UUID", "0f0e0d0c-0b0a-0908-0706-050403020100", True), ("postgresql", "INTERVAL", datetime.timedelta(1), False),
+    ("postgresql", "UUID", "0f0e0d0c-0b0a-0908-0706-050403020100", True), ("postgresql", "INTERVAL", datetime.timedelta(1), True),
+    ("postgresql", "INTERVAL", datetime.timedelta(-3, 4, 5), True), ("duckdb", "INTERVAL", datetime.timedelta(2, 3, 4), True),
+    ("postgresql", "MONEY", "12.345", False), ("postgresql", "MACADDR", "08-00-2B-01-02", False),
     ("duckdb", "INTEGER[]", [1.7], False), ("duckdb", "INTEGER[]", ["007"], False), ("duckdb", "INTEGER[]", [1, 2], True),
     ("duckdb", "STRUCT(a INTEGER)", {"a": 1.7}, False), ("duckdb", "STRUCT(a INTEGER)", {"a": 1, "b": 2}, False),
     ("duckdb", "STRUCT(a INTEGER)", {"a": 1}, True), ("duckdb", "ENUM('a', 'b')", "a", True),
@@ -354,6 +356,7 @@ def test_a_type_of_the_users_own_keeps_a_value_or_refuses_it(
 
 
 OWN = [
+    ("postgresql", "MACADDR", "08-00-2B-01-02-03"), ("postgresql", "MONEY", "1.5"), ("postgresql", "TSVECTOR", "a fat cat"),
     ("postgresql", "INET", "10.0.0.1"), ("postgresql", "INTEGER[]", "{1,2}"), ("postgresql", "INTERVAL", "1 day"),
     ("postgresql", "INT4RANGE", "[1,5)"), ("postgresql", "MONEY", Decimal("12.34")), ("postgresql", "NUMERIC(3,-2)", 1200),
     ("postgresql", "REAL", 0.10000000149011612), ("postgresql", "label", "x"), ("sqlite", "MONEY", Decimal("12.34")),

@@ -190,9 +190,11 @@ def test_pages_that_never_end_are_told(server: Server, ctx: Context) -> None:
         ctx.extract(server.tell("/loop", {"rows": [{"id": 1}], "next": "/loop"}), records="rows", next_link="next")
     with pytest.raises(module.SourceError, match="more than 2 pages"):
         ctx.extract(server.tell("/all", *([{"id": i}] for i in range(9))), page_param="page", max_pages=2)
-    with pytest.raises(module.SourceError, match=r"\(page 2\) is the same as the page before") as caught:
+    with pytest.raises(module.SourceError, match=r"\(page 4\) is the same as 3 pages before") as caught:
         ctx.extract(server.tell("/same", [{"id": 1}]), page_param="page")
     assert "not to read page_param" in caught.value.hint
+    server.tell("/equal", *([{"v": 0}, {"v": 0}] for _ in range(3)), [])
+    assert ctx.extract(f"{server.url}/equal", page_param="page") == [{"v": 0}] * 6
     with pytest.raises(module.SourceError, match="the next link is file:///etc/passwd"):
         ctx.extract(server.tell("/evil", {"rows": [], "next": "file:///etc/passwd"}), records="rows", next_link="next")
     with pytest.raises(module.SourceError, match="next_link='next' is 5"):
@@ -207,6 +209,7 @@ MORE: dict[str, tuple[dict[str, str], Any, str]] = {
     "a word": ({}, {"rows": [{"id": 1}], "has_more": True}, "is it page_param='…'"),
     "a total": ({}, {"rows": [{"id": 1}], "total": 25}, "total='total' (25)"),
     "the last page": ({}, {"rows": [{"id": 1}], "links": {"next": None}, "has_more": False}, ""),
+    "no more, with a token": ({}, {"rows": [{"id": 1}], "next_cursor": "abc", "has_more": False}, ""),
 }
 
 
@@ -218,6 +221,12 @@ def test_a_first_page_alone_is_told(case: str, server: Server, ctx: Context) -> 
     said = [record["message"] for record in ctx.records("log")]
     assert len(said) == bool(options)
     assert not options or options in said[0]
+
+
+def test_one_object_is_no_first_page(server: Server, ctx: Context) -> None:
+    url = server.tell("/invoice", {"id": 5, "total": 1250, "next": "/invoices/6"})
+    assert ctx.extract(url) == [{"id": 5, "total": 1250, "next": "/invoices/6"}]
+    assert ctx.records("log") == []
 
 
 def test_an_empty_page_is_not_the_last_if_their_number_is_known(server: Server, ctx: Context) -> None:
