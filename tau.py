@@ -21069,7 +21069,7 @@ WEB_OPTIONS: dict[str, PlaceOption] = {
 }
 #: After so many pages that equal the one before, a service seems not to read which page it is asked for.
 SAME_MAX = 3
-#: Where services say in a page what finds the next one, or that there is one.
+#: Where services say in a page that there is a next one, and where what finds it.
 HAS_MORE = ("has_more", "hasMore", "meta.has_more")
 NEXT_PATHS = (
     *("next", "links.next", "_links.next.href", "paging.next", "pagination.next", "meta.next", "next_page_url"),
@@ -21433,6 +21433,7 @@ NO_VALUE = "no value yet"
 CASELESS = ("sqlite", "duckdb", "mysql", "mariadb", "mssql")
 #: Dialects that know `INSERT … ON CONFLICT (key) DO UPDATE`.
 ON_CONFLICT = ("sqlite", "postgresql", "duckdb", "cockroachdb")
+#: Dialect that does not count what the triggers of a view take → whether a table is a view.
 VIEWS = {"sqlite": "SELECT 1 FROM pragma_table_list(:name) WHERE type = 'view' AND schema = coalesce(:schema, schema)"}
 #: Dialect → the columns of a table.  SQLAlchemy does not see all tables of DuckDB.
 COLUMNS = {
@@ -23364,8 +23365,7 @@ class Column:
         is_odd = self.stored == "sqlite_type" and not self.is_known and not scan.types.get(name, set()) <= {int, float}
         if is_odd and scan.types.get(name) == {str}:  # one look at all is faster
             is_odd = re.search(SQLITE_NUMBER_LINE, "\n".join(filter(None, scan.cells_of(name)))) is not None
-        is_plain = self.size is None and self.zone is None and not self.length and not self.is_single
-        is_plain = is_plain and not self.is_span
+        is_plain = not (self.size or self.zone is not None or self.length or self.is_single or self.is_span)
         if is_same and not is_odd and is_plain:
             numbers = filter(None, scan.cells_of(name)) if scan.types.get(name) == {int} else ()
             if max(map(int.bit_length, numbers), default=0) < self.bits:
