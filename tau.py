@@ -22992,14 +22992,11 @@ def check_columns(names: Iterable[str], columns: Sequence[str], option: str = "k
         raise SourceError(f"there is no column '{unknown[0]}', and {option} names it", hint)
 
 
-#: Types with a value that is none: NaN, NaT.
-MAY_LACK = (float, decimal.Decimal, datetime.datetime, datetime.timedelta)
-
-
 def check_keys(row: Json, keys: Iterable[str]) -> None:
+    may_lack = (float, decimal.Decimal, datetime.datetime, datetime.timedelta)  # NaN, NaT; decimal is loaded late
     for name in keys:
         cell = row.get(name)
-        if cell is None or (isinstance(cell, MAY_LACK) and cell != cell):
+        if cell is None or (isinstance(cell, may_lack) and cell != cell):
             raise SourceError(f"a row has no '{name}', part of the key: {safe_repr(row)}", "a step can drop such rows")
 
 
