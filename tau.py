@@ -3288,6 +3288,14 @@ def read_lines(
     return cut_lines(lines, longest), offset + end, more
 
 
+def size_of(path: str) -> int:
+    """Returns how many bytes a file has; 0 if there is none."""
+    try:
+        return os.lstat(path).st_size
+    except OSError:
+        return 0
+
+
 def has_newline(path: str, begin: int, end: int) -> bool:
     with open(open_file(path), "rb", 0) as file:
         pieces = (
@@ -12861,28 +12869,24 @@ class Process:
     def skip_to_end(self, name: str, most: int, end: int) -> None:
         """Goes on near the end of a file of which *most* bytes are read, if far more than its last bytes are left."""
         if self.position[name] > most:
-            with contextlib.suppress(OSError):
-                left = os.stat(f"{self.path}.{name}", follow_symlinks=False).st_size - end - self.position[name]
-                if left > LEFT_BYTES_MAX:
-                    self.position[name] += left
-                    self.position["left"] = self.position.get("left", 0) + left
+            left = size_of(f"{self.path}.{name}") - end - self.position[name]
+            if left > LEFT_BYTES_MAX:
+                self.position[name] += left
+                self.position["left"] = self.position.get("left", 0) + left
 
     def next_lines(self, name: str, longest: int, final: bool = False) -> tuple[list[bytes], int, bool]:
         """Reads on in a file, as read_lines().  Of half a line that was read before it reads only what is new."""
         path, at = f"{self.path}.{name}", self.position[name]
         begin, known = self.halves.get(name, (at, 0))
         if begin == at and known and not final:
-            with contextlib.suppress(OSError):
-                size = os.stat(path, follow_symlinks=False).st_size
-                if known <= size - at < longest and not has_newline(path, at + known, size):
-                    self.halves[name] = at, size - at
-                    return [], at, False
+            size = size_of(path)
+            if known <= size - at < longest and not has_newline(path, at + known, size):
+                self.halves[name] = at, size - at
+                return [], at, False
         lines, end, more = read_lines(path, at, longest, final)
         self.halves.pop(name, None)
-        if not lines and not more:
-            with contextlib.suppress(OSError):
-                size = os.stat(path, follow_symlinks=False).st_size - at
-                self.halves |= {name: (at, size)} if size > READ_BYTES else {}
+        if not lines and not more and (size := size_of(path) - at) > READ_BYTES:
+            self.halves[name] = at, size
         return lines, end, more
 
     def free(self) -> None:
@@ -21192,14 +21196,14 @@ class Web(Place):
 
     def look_for_more(self) -> None:
         """Warns if a page names a next one, and no option says how to find it."""
-        is_row = isinstance(self.document, dict) and "records" not in self.options
-        values = {path: None if is_row else at_path(self.document, path) for path in NEXT_PATHS}
+        document = () if isinstance(self.document, dict) and "records" not in self.options else self.document
+        values = {path: at_path(document, path) for path in NEXT_PATHS}
         if any(values[path] is False for path in HAS_MORE):
             return
         path, value = next((it for it in values.items() if it[1] and type(it[1]) in (str, int, bool)), ("", None))
         how = f"next_link='{path}'" if re.search("[/?]", str(value)) else f"next_token='{path}', token_param='…'"
         how = "page_param='…'" if value is True else how
-        totals = {path: None if is_row else at_path(self.document, path) for path in TOTAL_PATHS}
+        totals = {path: at_path(document, path) for path in TOTAL_PATHS}
         total = next((path for path, count in totals.items() if type(count) is int and count > self.rows), None)
         if next_link_in(", ".join(self.headers.get_all("Link", ()))):
             how = "next_link='header'"
@@ -22142,26 +22146,18 @@ class Alchemy(Warehouse):
 
     def type_text(self, declared: Any) -> str:
         """Returns a type as this database writes it; one word for all enumerations, whose names could be any."""
+        if isinstance(declared, str):
+            return declared
         try:
             is_enum = isinstance(declared, self.alchemy.Enum)
-            return (
-                "ENUM" if is_enum else str(getattr(declared, "compile", declared.__str__)(dialect=self.engine.dialect))
-            )
-        except (*self.errors, TypeError):  # a text, or a type that SQLAlchemy does not know
+            return "ENUM" if is_enum else str(declared.compile(dialect=self.engine.dialect))
+        except (*self.errors, TypeError):  # a type that SQLAlchemy does not know
             return str(declared)
 
     def misfit(self, column: Column, cells: Iterable[Any]) -> tuple[int, Any] | None:
         """Has the database cast the cells, some at once."""
         if column.is_known or self.dialect not in LOOKING:
             return None
-        is_other = re.match("MACADDR|TSVECTOR|MONEY", column.declared.upper())
-
-        def is_spelled(given: Any, back: Any) -> bool:
-            """Whether a text came back as another that says the same."""
-            if not is_other or not isinstance(given, str):
-                return False
-            return is_other[0] != "MONEY" or comes_back(decimal.Decimal(re.sub("[^0-9.-]", "", given) or 0), back)
-
         native, word = cell_for("native"), "TRY_CAST" if self.dialect == "duckdb" else "CAST"
         given = ((number, cell) for number, cell in enumerate(cells, 1) if cell is not None)
 
@@ -22174,8 +22170,7 @@ class Alchemy(Warehouse):
             except self.errors:
                 return some[0] if len(some) == 1 else next(filter(None, (first_of([pair]) for pair in some)), None)
             pairs = zip(some, backs, strict=True)
-            misfits = (pair for pair, back in pairs if not (is_spelled(pair[1], back) or comes_back(pair[1], back)))
-            return next(misfits, None)
+            return next((pair for pair, back in pairs if not comes_back(pair[1], back, column.declared)), None)
 
         return next(filter(None, map(first_of, iter(lambda: [*itertools.islice(given, 100)], []))), None)
 
@@ -23148,8 +23143,20 @@ class ValueKind:
         raise ValueError(value)
 
 
-def comes_back(given: Any, back: Any) -> bool:
+#: Types of PostgreSQL whose texts it spells in its own way.
+SPELLED = ("MACADDR", "TSVECTOR")
+
+
+def amount(text: str) -> decimal.Decimal:
+    """Returns an amount of money without its signs and marks."""
+    return decimal.Decimal(re.sub("[^0-9.-]", "", text) or 0)
+
+
+def comes_back(given: Any, back: Any, declared: str = "") -> bool:
     """Whether a value that was given came back as it was, and all in it.  A member that was not given is None."""
+    if isinstance(given, str) and declared.upper().startswith(SPELLED):
+        return True
+    given = amount(given) if isinstance(given, str) and declared.upper() == "MONEY" else given
     given = given.tolist() if hasattr(given, "tolist") else [*given] if isinstance(given, (set, frozenset)) else given
     if isinstance(given, dict) and isinstance(back, dict):
         return given.keys() <= back.keys() and all(comes_back(given.get(name), back[name]) for name in back)
@@ -23161,7 +23168,7 @@ def comes_back(given: Any, back: Any) -> bool:
         return True  # a text that only the database can read: an address, a range, an interval
     with contextlib.suppress(ValueError, ArithmeticError):
         if isinstance(back, str) and isinstance(given, (int, float, decimal.Decimal)):  # an amount of money
-            return decimal.Decimal(re.sub("[^0-9.-]", "", back)) == decimal.Decimal(str(given))
+            return amount(back) == decimal.Decimal(str(given))
         return bool(kind_of(type(back)).exactly(given) == back)
     return False
 

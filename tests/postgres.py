@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE_S, eventually, is_running
+from conftest import PATIENCE_S, Context, eventually, is_running
 
 
 def binaries() -> Path | None:
@@ -88,3 +88,15 @@ def answers(port: int) -> bool:
             return connection.recv(1) in (b"N", b"S")
     except OSError:
         return False
+
+
+def empty_house(database: str, request: pytest.FixtureRequest, ctx: Context) -> str:
+    """The URL of a database of a kind, in which there is no table."""
+    if database != "postgresql":
+        if database == "duckdb":
+            pytest.importorskip("duckdb_engine")
+        return f"{database}:///house.db"
+    url: str = request.getfixturevalue("postgres")
+    for statement in ("DROP SCHEMA public CASCADE", "CREATE SCHEMA public"):
+        ctx.sql(statement, connection=url)
+    return url

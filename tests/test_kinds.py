@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 from conftest import FAULTS, THOROUGH, Context
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from postgres import importable
+from postgres import empty_house, importable
 
 import tau as module
 
@@ -26,17 +25,9 @@ TEA = datetime.time(16, 30)
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "duckdb"])
-def house(request: pytest.FixtureRequest, ctx: Context) -> Iterator[str]:
-    """The URL of a database of each kind, in which there is no table `t`."""
-    if request.param == "postgresql":
-        url: str = request.getfixturevalue("postgres")
-        ctx.sql("DROP SCHEMA public CASCADE", connection=url)
-        ctx.sql("CREATE SCHEMA public", connection=url)
-        yield url
-    else:
-        if request.param == "duckdb":
-            pytest.importorskip("duckdb_engine")
-        yield f"{request.param}:///house.db"
+def house(request: pytest.FixtureRequest, ctx: Context) -> str:
+    """The URL of a database of each kind, in which there is no table."""
+    return empty_house(request.param, request, ctx)
 
 
 #: Kind of a column → the value that declares it.
@@ -333,15 +324,11 @@ BY_HAND: list[tuple[str, str, Any, bool]] = [
 def test_a_type_of_the_users_own_keeps_a_value_or_refuses_it(
     database: str, declared: str, value: Any, is_kept: bool, ctx: Context, request: pytest.FixtureRequest
 ) -> None:
-    house = f"{database}:///house.db"
+    house = empty_house(database, request, ctx)
     if database == "postgresql":
-        house = request.getfixturevalue("postgres")
-        for line in ("DROP SCHEMA public CASCADE", "CREATE SCHEMA public", "CREATE DOMAIN small AS INTEGER"):
-            ctx.sql(line, connection=house)
+        ctx.sql("CREATE DOMAIN small AS INTEGER", connection=house)
         ctx.sql("CREATE DOMAIN exact AS NUMERIC(10, 2)", connection=house)
         ctx.sql("CREATE TYPE mood AS ENUM ('sad')", connection=house)
-    elif database == "duckdb":
-        pytest.importorskip("duckdb_engine")
     ctx.sql(f"CREATE TABLE t (id INTEGER, c {declared})", connection=house)
     rows = [{"id": 1, "c": None}, {"id": 2, "c": value}]
     if is_kept:
@@ -369,14 +356,9 @@ OWN = [
 def test_what_a_type_of_the_users_own_takes_is_not_refused_and_its_type_stays(
     database: str, declared: str, value: Any, mode: str, ctx: Context, request: pytest.FixtureRequest
 ) -> None:
-    house = f"{database}:///house.db"
+    house = empty_house(database, request, ctx)
     if database == "postgresql":
-        house = request.getfixturevalue("postgres")
-        for line in ("DROP SCHEMA public CASCADE", "CREATE SCHEMA public"):
-            ctx.sql(line, connection=house)
         ctx.sql("CREATE DOMAIN label AS TEXT NOT NULL DEFAULT 'd'", connection=house)
-    elif database == "duckdb":
-        pytest.importorskip("duckdb_engine")
     ctx.sql(f"CREATE TABLE t (id INTEGER, c {declared})", connection=house)
     ctx.load(house, [{"id": 1, "c": value}, {"id": 2}], "t", mode=mode)
     assert len(ctx.extract(house, "t")) == 2
@@ -385,9 +367,8 @@ def test_what_a_type_of_the_users_own_takes_is_not_refused_and_its_type_stays(
         assert ctx.sql(types, connection=house)[0]["t"].upper().replace(", ", ",") == declared.upper()
 
 
-def test_replace_widens_only_types_that_tau_declares(postgres: str, ctx: Context) -> None:
-    ctx.sql("DROP SCHEMA public CASCADE", connection=postgres)
-    ctx.sql("CREATE SCHEMA public", connection=postgres)
+def test_replace_widens_only_types_that_tau_declares(ctx: Context, request: pytest.FixtureRequest) -> None:
+    postgres = empty_house("postgresql", request, ctx)
     for declared, value in (("VARCHAR(3)", "abcd"), ("SMALLINT", 70_000), ("CHAR(5)", "abc"), ("REAL", 0.123456789)):
         ctx.sql("DROP TABLE IF EXISTS t", connection=postgres)
         ctx.sql(f"CREATE TABLE t (c {declared})", connection=postgres)

@@ -17,7 +17,7 @@ import pytest
 from conftest import ENVIRON, PATIENCE_S, Context, Tau
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from postgres import importable
+from postgres import empty_house, importable
 
 import tau as module
 
@@ -27,18 +27,9 @@ ALL = ["sqlite", "postgresql", "duckdb"]
 
 
 @pytest.fixture(params=ALL)
-def house(request: pytest.FixtureRequest, ctx: Context) -> Iterator[str]:
+def house(request: pytest.FixtureRequest, ctx: Context) -> str:
     """The URL of an empty database of each kind."""
-    if request.param == "sqlite":
-        yield "sqlite:///house.db"
-    elif request.param == "duckdb":
-        pytest.importorskip("duckdb_engine")
-        yield "duckdb:///house.duckdb"
-    else:
-        url = request.getfixturevalue("postgres")
-        ctx.sql("DROP SCHEMA public CASCADE", connection=url)
-        ctx.sql("CREATE SCHEMA public", connection=url)
-        yield url
+    return empty_house(request.param, request, ctx)
 
 
 def rows_in(ctx: Context, house: str, table: str = "t", order: str = "id") -> list[dict[str, Any]]:
