@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -584,6 +585,16 @@ def test_an_idle_daemon_does_nothing(fresh: Tau) -> None:
     before, until = switches(), time.monotonic() + 1.0
     eventually(lambda: time.monotonic() > until)
     assert switches() == before
+
+
+def test_an_idle_daemon_has_loaded_only_what_it_needs(home: Tau) -> None:
+    """Each of these would cost every daemon memory: decimal alone is half a MiB."""
+    subprocess.run([*python("taud"), "--detach"], env=home.environ, check=True, capture_output=True, timeout=PATIENCE_S)
+    home.run_it("def it(ctx):\n    return 1")
+    needless = ("_csv", "_decimal", "_ssl", "_zoneinfo")
+    for pid in home.processes():
+        loaded = re.findall(r"/(_\w+)\.cpython-", Path(f"/proc/{pid}/maps").read_text())
+        assert [name for name in needless if name in loaded] == []
 
 
 def test_a_lock_that_outlives_its_daemon_for_a_moment_is_waited_for(home: Tau) -> None:
