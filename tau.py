@@ -2324,8 +2324,7 @@ def parse_key(text: str, origin: str) -> str:
 ENVIRONMENT_NAME = ("an environment's name", 64, "_-")
 WORD = {"type": "string", "minLength": 1}
 ENVIRONMENT_SCHEMA = object_schema(
-    dict.fromkeys(("host", "api_key", "api_key_file", "ca_file", "cert_file", "cert_key_file", "namespace"), WORD),
-    "host",
+    dict.fromkeys(("host", "api_key", "ca_file", "cert_file", "cert_key_file", "namespace"), WORD), "host"
 )
 
 
@@ -2337,7 +2336,7 @@ def environments_path() -> str:
 def chosen_environment() -> str:
     if "TAU_RUN_ID" in os.environ or os.path.expanduser("~") == "~":
         return ""  # a run speaks to its own daemon, and without a home directory nothing can be chosen
-    return read_text(environments_path().removesuffix("s.toml"), "tau env use --none", missing="").strip()
+    return read_text(environments_path().removesuffix("s.toml"), "tau env use", missing="").strip()
 
 
 def read_environments() -> dict[str, dict[str, str]]:
@@ -2348,8 +2347,6 @@ def read_environments() -> dict[str, dict[str, str]]:
         place = f"{path}: [{name}]"
         check_name(name, *ENVIRONMENT_NAME)
         demand(ENVIRONMENT_SCHEMA, table, place, f'[{name}] host = "https://tau.example.com"')
-        if "api_key" in table and "api_key_file" in table:
-            raise BadRequest(f"{place} has api_key and api_key_file", "remove one of them")
         if "api_key" in table:
             demand_own(path)
     return tables
@@ -2375,22 +2372,17 @@ def named_environment(name: str, origin: str = "") -> dict[str, str]:
     """Returns an environment as written; NotFound names the nearest name, and *origin*."""
     known = read_environments()
     if name not in known:
-        remedy = "tau env use --none" if origin == "tau env use" else "`tau env list` shows all"
+        remedy = "tau env use" if origin == "tau env use" else "`tau env list` shows all"
         named_by = f" ({origin})" if origin else ""
         raise NotFound(f"no environment '{name}'{named_by}", did_you_mean(name, known, remedy))
     return known[name]
 
 
 def read_environment(name: str, origin: str) -> dict[str, str]:
-    """Returns a Peer's arguments from an environment: the key itself, and absolute paths."""
-    folder, table = os.path.dirname(environments_path()), dict(named_environment(name, origin))
-    for key in table:
-        if key.endswith("_file"):
-            table[key] = os.path.join(folder, os.path.expanduser(table[key]))
-    if path := table.pop("api_key_file", None):
-        table["api_key"] = read_key_file(path, f"check api_key_file of [{name}]")
-        demand_own(path)
-    return table
+    """Returns a Peer's arguments from an environment: its paths are absolute."""
+    folder, table = os.path.dirname(environments_path()), named_environment(name, origin)
+    paths = {key: os.path.expanduser(path) for key, path in table.items() if key.endswith("_file")}
+    return table | {key: os.path.join(folder, path) for key, path in paths.items()}
 
 
 def find_config(flag: str | None, home: str) -> str | None:
@@ -2868,8 +2860,7 @@ def label_of(key: str) -> str:
     return LABELS.get(key) or (name if name and unit in ("at", "ms", "s", "bytes") else key)
 
 
-LABELS = {"duration_ms": "took", "last_status": "last", "log_tail": "log", "lines_added": "added"}
-LABELS |= {"lines_removed": "removed"}
+LABELS = {"duration_ms": "took", "last_status": "last", "log_tail": "log"}
 
 
 def plain(value: Any) -> str:
@@ -4473,10 +4464,8 @@ def files_in(folder: str, links: Collection[str], above: Sequence[str] = ()) -> 
 
 
 def check_link(path: str, above: Sequence[str]) -> None:
-    """Raises BadRequest for a link, found through the folders *above*, that leads nowhere, around or out of them."""
+    """Raises BadRequest for a link, found through the folders *above*, that leads around or out of them."""
     target = os.path.realpath(path)
-    if not os.path.exists(path):
-        raise BadRequest(f"{path} is a link that leads nowhere", "remove it, or have it lead to a file")
     if target in above:
         raise BadRequest(f"{path} is a link that leads back to a folder that it is in", "remove it")
     if not target.startswith(os.path.join(above[0], "")):
@@ -4641,7 +4630,7 @@ complete -c tau -f -a '(__tau_complete)'
 
 # --- 11. Daemons elsewhere ----------------------------------------------------------------
 # Owns `tau env`: the daemons that a user knows by name.  Calls Part I.
-# Promises that a key is neither a word of a command line nor printed, and that nothing else in a user's file changes.
+# Promises that a key is neither a word of a command line nor printed.
 
 
 @reads_here
@@ -4651,61 +4640,42 @@ def env_list(desk: Desk) -> Json:
     tau env list
     tau --env production env list  # what this would mean
     """
-    daemon = daemon_meant(desk)
-    in_use = {daemon["env"]: daemon["from"]}
+    try:
+        peer = find_daemon(**desk)
+        daemon: Json = {"env": peer.env, "host": peer.address, "from": peer.origin}
+    except TauError as problem:
+        daemon = {"env": None, "host": None, "from": None, "error": str(problem)}
     rows = [
-        {"name": name, "host": table["host"], "key": key_of(table), "in_use": in_use.get(name)}
+        {"name": name, "host": table["host"], "in_use": daemon["from"] if name == daemon["env"] else None}
         for name, table in read_environments().items()
     ]
     return {"environments": rows, "daemon": daemon, "file": environments_path()}
 
 
-def daemon_meant(desk: Desk) -> Json:
-    """Returns the daemon that these options lead to and what names it, or why no daemon is known."""
-    try:
-        daemon = find_daemon(**desk)
-    except TauError as problem:
-        return {"env": None, "host": None, "from": None, "error": str(problem)}
-    return {"env": daemon.env, "host": daemon.address, "from": daemon.origin}
-
-
-def key_of(table: Mapping[str, str]) -> str | None:
-    return next((key for key in ("api_key", "api_key_file") if key in table), None)
-
-
 @reads_here
-def env_show(desk: Desk, name: EnvironmentName | None = None) -> Json:
+def env_show(desk: Desk, name: EnvironmentName) -> Json:
     """Show an environment, its key masked.
 
-    name          which environment (default: the one in use)
+    name          which environment
 
         tau env show production
-        tau --env production env show
+        tau env show production --fields host
     """
-    daemon = daemon_meant(desk)
-    shown = name or daemon["env"]
-    if shown is None:
-        raise NotFound(f"no environment is used: {daemon.get('error') or daemon['host']}", "`tau env list` shows all")
-    masked = {key: "***" if key == "api_key" else value for key, value in named_environment(shown).items()}
-    return {"name": shown, **masked, "in_use": daemon["from"] if shown == daemon["env"] else None}
+    table = named_environment(name)
+    return {"name": name, **table, **({"api_key": "***"} if "api_key" in table else {})}
 
 
 @writes_here
-def env_use(desk: Desk, name: EnvironmentName | None = None, *, none: bool = False) -> Json:
+def env_use(desk: Desk, name: EnvironmentName | None = None) -> Json:
     """Choose the environment that commands use unless an option or a variable names another.
 
     name          which environment; without a name, commands use the daemon of this user again
-    none          the same as no name
 
         tau env use production
-        tau env use --none
+        tau env use
     """
-    if name is not None and none:
-        raise BadRequest(f"--none, or '{name}'?", "tau env use --none")
     host = None if name is None else named_environment(name)["host"]
-    answer: Json = {"name": name, "host": host, "changed": choose_environment(name or "")}
-    stronger = next((variable for variable in ("TAU_HOST", "TAU_ENV") if os.environ.get(variable)), None)
-    return answer | ({"overridden_by": stronger} if stronger else {})
+    return {"name": name, "host": host, "changed": choose_environment(name or "")}
 
 
 def choose_environment(name: str) -> bool:
@@ -4720,36 +4690,32 @@ def env_add(
     host: str,
     key: str | None = None,
     *,
-    api_key_file: FilePath | None = None,
     ca_file: FilePath | None = None,
     cert_file: FilePath | None = None,
     cert_key_file: FilePath | None = None,
 ) -> Json:
-    """Add an environment, or change it; its key comes from a file or stdin, where no other user can see it.
+    """Add an environment, or change it; its key comes from stdin, where no other user can see it.
 
     name          what to call it
     host          address of the daemon: https://tau.example.com, tls://host:port, tcp://host:port, unix:///path
     key           only `-`: the key is read from stdin and written to environments.toml
-    api_key_file  a file that holds the key
     ca_file       certificates of the authority that has signed the daemon's
     cert_file     certificate of the client
     cert_key_file  key of that certificate
 
-        tau env add production https://tau.example.com --api-key-file ~/tau.key
+        tau env add production https://tau.example.com - < ~/tau.key
         tau env add team https://tau.example.com - --namespace acme < key
     """
     check_name(name, *ENVIRONMENT_NAME)
     Address(host)  # BadRequest if it is not an address
-    if key not in (None, "-") or (key and api_key_file):
+    if key not in (None, "-"):
         raise BadRequest("a key is not a word of a command: others could see it", "give `-` and the key on stdin")
-    files = {"ca_file": ca_file, "cert_file": cert_file, "cert_key_file": cert_key_file, "api_key_file": api_key_file}
+    files = {"ca_file": ca_file, "cert_file": cert_file, "cert_key_file": cert_key_file}
     table = without_empty({"host": host, "namespace": desk["namespace"]})
     table |= {at: os.path.abspath(os.path.expanduser(path)) for at, path in files.items() if path}
-    if api_key_file:
-        read_key_file(table["api_key_file"], "give the path of the file that holds the key")
     if key:
         table["api_key"] = parse_key(sys.stdin.read(), "stdin")
-    return {"name": name, "host": host, "key": key_of(table), "changed": write_environment(name, table)}
+    return {"name": name, "host": host, "changed": write_environment(name, table)}
 
 
 @writes_here
@@ -4769,36 +4735,22 @@ def env_remove(desk: Desk, name: EnvironmentName) -> Json:
 
 def write_environment(name: str, table: dict[str, str] | None) -> bool:
     """Writes the table of an environment, or removes it for None; returns whether that is a change."""
-    path = environments_path()
 
     def edit(text: str) -> str:
         known = read_environments()
         if known.get(name) == table:
             return text
-        edited = edit_table(text, name, table)
-        try:
-            understood = tomllib.loads(edited) == without_none(known | {name: table})
-        except tomllib.TOMLDecodeError:
-            understood = False
-        if not understood:
-            raise BadRequest(f"[{name}] is written in a way that cannot be changed here", f"edit {path}")
-        return edited
+        return toml_of(without_none(known | {name: table}))
 
-    return change_file(path, edit)
+    return change_file(environments_path(), edit)
 
 
-def edit_table(text: str, name: str, table: Mapping[str, str] | None) -> str:
-    """Puts the table in place of that name's table, or at the end of the text; None removes it.
-
-    Comments and blank lines above the next header, or at the end, stay.
-    """
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in (table or {}).items()]
-    block = f"[{name}]\n{''.join(lines)}" if table else ""
-    header = rf"[ \t]*\[[ \t]*(['\"]?){re.escape(name)}\2[ \t]*\].*\n?"
-    end = r"(?:[ \t]*(?:#.*)?\n)*(?:[ \t]*\[|\Z)"
-    rule = rf"(?m)((?<=\n)\n)?^{header}(?:(?!{end}).*\n?)*"
-    edited, count = re.subn(rule, lambda match: block and (match[1] or "") + block, text, count=1)
-    return edited if count else f"{text.rstrip()}\n\n{block}" if text.strip() else block
+def toml_of(tables: Mapping[str, Mapping[str, str]]) -> str:
+    texts = [
+        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in table.items())
+        for name, table in tables.items()
+    ]
+    return "\n".join(texts).replace("\x7f", r"\u007f")  # the one character that JSON does not escape, and TOML does
 
 
 def change_file(path: str, edit: Callable[[str], str]) -> bool:
@@ -5261,13 +5213,13 @@ PAINTERS: dict[str, Any] = {
     "runs": "run_id pipeline status queued_at duration_ms scheduled_for version trigger",
     "errors": "run_id pipeline finished_at where what",
     "incidents": "incident status count last_at pipeline what step",
-    "environments": "name host key in_use entry dependencies built",
+    "environments": "name host in_use entry dependencies built",
     "keys": "name scope status expires_at used_at pipelines",
     "secrets": "name found used_by",
     "matrix": "operation asked pipeline pattern run beginning incident cursor chain key secret place recipient letter"
     " namespace",
     "leaks": "operation scope given told",
-    "versions": "version live deployed_at entry actor reason files lines_added lines_removed runs last_status",
+    "versions": "version live deployed_at entry actor reason runs last_status",
     "attempts": lambda view, rows: view.table(rows, ATTEMPT) if rows[1:] else [],
     "risks": "risk file line what",
     "effects": "place resource mode rows against",
@@ -5996,16 +5948,8 @@ def versions(call: Call, name: PipelineName, *, limit: Limit = 20) -> Json:
     """
     call.ask.known(name)
     rows, total = call.ask.versions(name, limit)
-
-    @functools.lru_cache(2)
-    def lines_of(digest: str) -> collections.Counter[tuple[str, bytes]]:
-        sources = visible_sources(call, digest).items()
-        return collections.Counter((path, line) for path, content in sources for line in content.splitlines())
-
     for row in rows:
-        now, old = lines_of(row.pop("sha256")), lines_of(row.pop("replaced_sha256"))
-        row |= {"live": bool(row["live"]), "files": len({path for path, _ in now})}
-        row |= {"lines_added": (now - old).total(), "lines_removed": (old - now).total()}
+        row["live"] = bool(row["live"])
     return listing(call, "versions", rows, total)
 
 
@@ -6155,7 +6099,6 @@ def code(
     name: PipelineName,
     *,
     version: int | None = None,
-    file: str | None = None,
     raw: bool = False,
     out: FilePath | None = None,
     force: bool = False,
@@ -6163,7 +6106,6 @@ def code(
     """Print the source of a pipeline, bare on a terminal, or write its files.
 
     version       which version; without it the live one
-    file          another file of the deployment
     raw           the command line prints the bare source, not JSON
     out           write all files into this directory; on the wire, the answer has them as `deploy` takes them
     force         replace files there that differ
@@ -6172,15 +6114,12 @@ def code(
         tau code orders --out fix
     """
     row = call.ask.version(name, version)
-    sources, path = visible_sources(call, row["sha256"]), file or row["entry"]
-    if path not in sources:
-        hint = did_you_mean(path, sources, f"`{shell_line('tau', 'code', name, '--json')}` lists its files")
-        raise NotFound(f"{name} v{row['version']} has no file '{path}'", hint)
+    sources = visible_sources(call, row["sha256"])
     document = pick(row, "pipeline", "version", "sha256", "entry", "deployed_at")
     if out is not None:
         files = sources.items()
         return document | {"files": [{"path": at, "base64": base64.b64encode(it).decode("ascii")} for at, it in files]}
-    return document | {"files": [*sources], "source": sources[path].decode("utf-8", "replace")}
+    return document | {"files": [*sources], "source": sources[row["entry"]].decode("utf-8", "replace")}
 
 
 @mark(scope="operate", sifts=True)
@@ -6730,7 +6669,6 @@ async def status(call: Call) -> Json:
         "runs": counts,
         "queued": counts["queued"],
         "slots": {"total": daemon.settings["max_concurrent"], "used": counts["running"]},
-        "executors": daemon.runner.elsewhere(caller.scope == "admin" and not caller.is_limited, is_seen),
         "scheduler": {**call.ask.schedule_counts(call.among()), "paused": call.ask.pause("")},
         "start_latency": latency if caller.is_limited else daemon.runner.latency(),
         "missing_secrets": await call.beside(missing_secrets) if asking == ASKING_MAX else missing_secrets(call),
@@ -7402,14 +7340,13 @@ async def prune(
 @sifts
 @admin
 @writes
-async def backup(call: Call, file: FilePath | None = None, *, force: bool = False) -> Json:
+async def backup(call: Call, file: FilePath | None = None) -> Json:
     """Copy the store and the deployed sources into one file, while everything goes on; or those of a --namespace.
 
     file          where to, on the daemon's machine; without it a new file in backups/ of the home
-    force         replace an older backup
 
         tau backup
-        tau backup tau.backup --force
+        tau backup tau.backup
     """
     daemon, caller = call.daemon, call.caller
     if caller.holder.is_limited:  # it is a file of the daemon's machine
@@ -7422,7 +7359,7 @@ async def backup(call: Call, file: FilePath | None = None, *, force: bool = Fals
         raise BadRequest(f"'{path}' is not an absolute path", "it is a file of the daemon's machine")
     database = call.store.database.path
     async with daemon.copying:
-        check_target(path, database, force)
+        check_target(path, database)
         written = await asyncio.to_thread(write_copy, database, path, caller.namespace)
     await call.write(call.store.event, "store.copied", None, None, written)
     return written
@@ -8754,7 +8691,7 @@ SHAPES = """
         environments:built* secrets:text?% missing_imports:text* missing_secrets;
     undeploy: name changed cancelled_runs:text*; rollback: name version previous:integer changed next;
     versions: versions:{version probation:integer? proof:proof? live deployed_at actor reason entry runs
-        last_status:text? files:integer lines_added:integer lines_removed:integer}* &listed;
+        last_status:text?}* &listed;
     list: pipelines:{name version last_run_id:text? last_status:text? last_run_at next_at held upstream description
         tags params?}* &listed;
     show: name description tags version params schedule:{&timing paused held &coming}? upstream downstream
@@ -8786,7 +8723,7 @@ SHAPES = """
 
     status: pid version:text protocol uptime_s:number home config:text? addresses start_method processes:{role
         pid:integer? run_id?:text? executor?:text}* pipelines:integer runs:integer% queued:integer slots:{total
-        used:integer} executors:{command?:any live:integer}% scheduler:{schedules:integer next_at paused}
+        used:integer} scheduler:{schedules:integer next_at paused}
         start_latency:{count p50_ms p99_ms} missing_secrets connections:integer strangers:integer
         storage:{free_bytes:integer refused_at:any} stopping warnings:text* warm:{environment:text? state &warm}*
         task_failures:any*; warm: imports:text* why:text? import_ms memory_bytes:integer? pid:integer?;
@@ -8819,9 +8756,9 @@ SHAPES = """
     key_list: keys:{&key_facts used_at revoked_at actor status}* &listed configured:integer;
     open: address scope expires_at opened?:flag;
     key_facts: name scope pipelines:text* created_at expires_at; key_revoke,env_remove: name changed;
-    env_list: environments:{name host key in_use}* daemon:{env:text? host:text? from:text? error?:text} file:text;
-    env_show: name host namespace? api_key? api_key_file? ca_file? cert_file? cert_key_file? in_use;
-    env_use: name:text? host:text? changed overridden_by?; env_add: name host key changed;
+    env_list: environments:{name host in_use}* daemon:{env:text? host:text? from:text? error?:text} file:text;
+    env_show: name host namespace? api_key? ca_file? cert_file? cert_key_file?;
+    env_use: name:text? host:text? changed; env_add: name host changed;
 
     claim: incident pipeline claimed_by:text? claimed_until:time?; heal: &healing pipeline verdict files?:object*
         entry? probation?:integer;
@@ -9010,7 +8947,7 @@ def taud() -> int:
 def obey(words: list[str], manager: ServiceManager) -> None:
     options = vars(taud_parser().parse_args(words))
     if options["print_unit"]:
-        write_out(unit_text(options["print_unit"], taud_path()))
+        write_out(unit_text(options["print_unit"], os.path.abspath(sys.argv[0])))
         return
     umask = os.umask(0o077)
     home = find_home(options["home"])
@@ -9666,12 +9603,10 @@ def bind_tcp(hosts: str, port: int) -> Iterator[socket.socket]:
         try:
             for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
                 yield socket.create_server(address, family=family)
-        except socket.gaierror as problem:
-            raise BadRequest(f"--host {host}: {problem.strerror}", "give addresses of this machine") from None
         except OSError as problem:
             if host != "::1" or hosts:  # ::1 is only our default, and there may be no IPv6
-                message = f"cannot listen on {host}:{port}: {os.strerror(problem.errno or 0)}"
-                raise Conflict(message, "choose another --port") from None
+                message = f"cannot listen on {host}:{port}: {problem.strerror}"
+                raise Conflict(message, "choose another --host or --port") from None
 
 
 def make_tls(settings: Json) -> ssl.SSLContext | None:
@@ -9697,8 +9632,6 @@ def make_tls(settings: Json) -> ssl.SSLContext | None:
 # Owns what systemd and taud tell each other: sockets handed over, ready, alive, reloading, stopping; the units.
 # Calls Part I.  Promises that nothing happens without a service manager, and that no child inherits its variables.
 
-LISTEN_HINT = "the socket unit needs ListenStream= and Accept=no"
-
 
 class ServiceManager:
     """The service manager that started us, if any: sd_notify(3) and sd_listen_fds(3).
@@ -9712,12 +9645,12 @@ class ServiceManager:
         self.address = words.get("NOTIFY_SOCKET", "")
         self.ping_s = 0.0  # between two pings; 0 without a watchdog
         if words.get("WATCHDOG_PID", ours) == ours:
-            self.ping_s = digits(words.get("WATCHDOG_USEC", "")) / 2e6
+            self.ping_s = int(words.get("WATCHDOG_USEC", 0)) / 2e6
         self.sockets: list[socket.socket] = []  # handed over to us: we never remove or change them
         if words.get("LISTEN_PID") == ours:
-            numbers = range(3, 3 + digits(words.get("LISTEN_FDS", "")))
-            names = words.get("LISTEN_FDNAMES", "").split(":") + [""] * len(numbers)
-            self.sockets += map(inherited_socket, numbers, names)
+            for number in range(3, 3 + int(words.get("LISTEN_FDS", 0))):
+                os.set_inheritable(number, False)
+                self.sockets.append(socket.socket(fileno=number))
 
     def tell(self, **words: int) -> None:
         """Sends one notification; a failure is only logged."""
@@ -9737,39 +9670,10 @@ class ServiceManager:
             self.tell(WATCHDOG=1)
 
 
-def digits(text: str) -> int:
-    return int(text) if text.isascii() and text.isdigit() else 0
-
-
-def inherited_socket(number: int, name: str) -> socket.socket:
-    """Makes a socket of a descriptor; no child inherits it.  BadRequest unless it listens for streams."""
-    title = f"descriptor {number} ({name})" if name else f"descriptor {number}"
-    try:
-        os.set_inheritable(number, False)
-        given = socket.socket(fileno=number)
-    except OSError as problem:
-        raise BadRequest(f"{title} is not a socket: {problem.strerror}", LISTEN_HINT) from None
-    known = given.family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
-    if known and given.type == socket.SOCK_STREAM and given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        return given
-    given.close()
-    wrong = "does not listen for streams" if known else "is neither a Unix nor an internet socket"
-    raise BadRequest(f"{title} {wrong}", LISTEN_HINT)
-
-
 def runtime_directory() -> str:
     """Returns the first path in $RUNTIME_DIRECTORY, unless it is for a process that started us."""
     ours = os.environ.get("SYSTEMD_EXEC_PID", str(os.getpid())) == str(os.getpid())
     return os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] if ours else ""
-
-
-def taud_path() -> str:
-    """Returns our executable, or the `taud` beside this interpreter; NotFound without either."""
-    for path in (sys.argv[0], os.path.join(os.path.dirname(sys.executable), "taud")):
-        if os.path.basename(path) == "taud" and os.path.isfile(path) and os.access(path, os.X_OK):
-            return os.path.abspath(path)
-    hint = "python3 -m venv /opt/tau && /opt/tau/bin/pip install ., then /opt/tau/bin/taud --print-unit"
-    raise NotFound("there is no executable `taud` that a unit could start", hint)
 
 
 def unit_text(kind: str, path: str) -> str:
@@ -10473,8 +10377,6 @@ class Head:
         request = re.fullmatch(TOKEN + r" (/[!-~]*) HTTP/1\.([01])", first)
         if request is None:
             raise Unreadable("this is neither JSON nor HTTP/1.1")
-        if len(lines) > 100:
-            raise Unreadable("too many headers", 431)
         self.headers: dict[str, list[str]] = {}  # by name in small letters
         for line in lines:
             header = re.fullmatch(TOKEN + r":([\t -~\x80-\xff]*)", line)
@@ -10500,7 +10402,6 @@ class Head:
             (len(headers.get("host", ())) != 1 and not self.old, "one Host header is wanted"),
             (not self.is_ours(), "requests of web pages are not answered: there is no CORS here", 403),
             ("transfer-encoding" in headers, "a body must come whole, with its Content-Length", 411),
-            ("content-encoding" in headers, "the body must not be compressed", 415),
             (self.length > LINE_BYTES_MAX, f"a request may have {LINE_BYTES_MAX:,} bytes", 413),
             (self.expects.lower() not in ("", "100-continue"), "only 100-continue can be expected", 417),
         )
@@ -11897,9 +11798,6 @@ def origin_of(files: list[Json], include: list[Json], entry: str | None) -> list
 
 def check_source(path: str, content: bytes) -> None:
     """Raises LoadFailed unless this can be Python source."""
-    if b"\0" in content:
-        hint = "deploy Python source text; a compiled or binary file cannot be a pipeline"
-        raise LoadFailed(f"{path} is not a text file", hint, kind="load", file=path)
     try:
         content.decode("utf-8")
     except UnicodeDecodeError as problem:
@@ -13476,13 +13374,6 @@ class Runner:
                 rows.append({**about, "run_id": process.run_id, **where})
         return rows
 
-    def elsewhere(self, commands: bool, is_seen: Callable[[str | None], bool]) -> Json:
-        names = [process.executor for process in self.live.values() if is_seen(process.run_id)]
-        return {
-            name: (pick(executor, "command") if commands else {}) | {"live": names.count(name)}
-            for name, executor in self.settings["executors"].items()
-        }
-
     def latency(self) -> Json:
         """Milliseconds from queued to the first instruction in the run process: median and 99th percentile."""
         known = sorted(self.latencies)
@@ -14607,8 +14498,8 @@ def sweep_copies(home: str) -> None:
             remove_tree(path)
 
 
-def check_target(path: str, database: str, force: bool) -> None:
-    """Raises Conflict unless a backup may be written to *path*: *force* lets it replace an older one."""
+def check_target(path: str, database: str) -> None:
+    """Raises Conflict unless a backup may be written to *path*."""
     for ours in (database + end for end in ("", "-wal", "-shm", "-journal")):
         # To open one would end the store's locks: they go when any descriptor of the file is closed.
         same = os.path.exists(path) and os.path.exists(ours) and os.path.samefile(path, ours)
@@ -14616,12 +14507,8 @@ def check_target(path: str, database: str, force: bool) -> None:
             raise Conflict(f"{path} is a file of the store", "give another name")
     if not os.path.isdir(folder := os.path.dirname(path)):
         raise Conflict(f"there is no directory {folder}", shell_line("mkdir", "-p", folder))
-    if not os.path.lexists(path):
-        return
-    if not force:
-        raise Conflict(f"{path} exists already", "--force replaces an older backup; or give another name")
-    if not os.path.isfile(path) or not is_copy(path):
-        raise Conflict(f"{path} is not a backup", "only a backup is replaced; give another name")
+    if os.path.lexists(path):
+        raise Conflict(f"{path} exists already", "give another name")
 
 
 def write_copy(database: str, path: str, namespace: str | None = None) -> Json:
@@ -15885,11 +15772,10 @@ class Questions(Sql):
         runs = "FROM runs r WHERE r.pipeline = v.pipeline AND r.version = v.version"
         columns = (
             f"v.version, v.version = p.version AND deployed AS live, v.deployed_at, v.actor, ({WHY_DEPLOYED}) AS reason"
-            f", v.entry, v.proof, v.probation, v.sha256, o.sha256 AS replaced_sha256, (SELECT count(*) {runs}) AS runs,"
+            f", v.entry, v.proof, v.probation, (SELECT count(*) {runs}) AS runs,"
             f" (SELECT status {runs} ORDER BY run_id DESC LIMIT 1) AS last_status"
         )
         source = "versions v JOIN pipelines p ON p.name = v.pipeline"
-        source += f" LEFT JOIN versions o ON o.pipeline = v.pipeline AND o.version = {REPLACED}"
         return self.page(columns, source, {"v.pipeline = ?": name}, "v.version DESC", limit)
 
     def why_deployed(self, name: str, number: int) -> str | None:
@@ -19254,9 +19140,6 @@ def map_batches(step: Step, work: Callable[[Rows], Any], stream: Stream) -> Batc
         step.rows_in += len(batch)
         step.take_sample(batch, "in")
         result = work(batch)
-        if hasattr(result, "__await__") and not isinstance(result, Rows):
-            result.close()
-            raise BadRequest("a step of a stream cannot be async", "use `async for batch in …` and await it there")
         yield step_result(result, batch, step.name)
 
 
@@ -19278,8 +19161,6 @@ def run_local(
     chosen = next((pipeline for pipeline in PIPELINES if pipeline.function is function), None)
     if chosen is None:
         raise BadRequest(f"{safe_repr(function)} is no pipeline", "decorate it: @pipeline")
-    if asyncio._get_running_loop() is not None:
-        raise BadRequest("run_local runs a loop of its own", "await asyncio.to_thread(run_local, …)")
     demand(chosen.parameters.schema(), params or {}, "params", "see the signature of the pipeline")
     with tempfile.TemporaryDirectory(prefix="tau-local-") as folder:
         job = local_job(chosen.name, folder, os.path.abspath(data_dir or folder))
@@ -21342,9 +21223,6 @@ class Web(Place):
         """Takes an answer that is no redirect.  Raises EOFError if its body is shorter than its headers say."""
         if not 200 <= answer.status < 300:
             raise self.refused(answer, url)
-        coding = answer.headers.get("Content-Encoding", "").strip().lower()
-        if coding not in ("", "identity", "gzip", "x-gzip"):
-            raise SourceError(f"{self.label}: packed as {coding}, though gzip was asked for", "ask its owner")
         body = unpacked(unpacked(io.BufferedReader(answer)))
         self.file.seek(0)
         self.file.truncate()
@@ -22103,9 +21981,6 @@ class Alchemy(Warehouse):
 
     def spell(self, name: str) -> str:
         """Quotes a name for this dialect, and its colons: they are not SQLAlchemy's parameters."""
-        if str(name) == "":
-            hint = "a step can name it; of CSV columns=[…], skip_lines=1 name all"
-            raise SourceError(f"{self.dialect} has no column without a name", hint)
         if self.dialect == "postgresql" and len(str(name).encode()) > 63:
             raise SourceError(f"PostgreSQL cuts names after 63 bytes: '{name}'", "a step can rename it")
         marks = self.engine.dialect.identifier_preparer
@@ -22412,10 +22287,7 @@ class CsvLines:
         self.seen = "nothing"  # then the header, then rows
         dialect |= {"delimiter": delimiter, "quotechar": quote or '"', "strict": True}
         dialect["quoting"] = csv.QUOTE_NONE if quote == "" else csv.QUOTE_MINIMAL
-        try:
-            self.reader = csv.reader(itertools.chain(head, text), **dialect)
-        except TypeError as problem:
-            raise BadRequest(f"delimiter={delimiter!r}, {quote=}: {problem}", "one character, such as ';'") from None
+        self.reader = csv.reader(itertools.chain(head, text), **dialect)
 
     @property
     def place(self) -> str:
@@ -23583,11 +23455,6 @@ class Stream(Ready):
     async def __aiter__(self) -> AsyncIterator[Rows]:
         for batch in self:
             yield batch
-
-    def __len__(self) -> int:
-        raise TypeError("a stream has no length and no rows, only batches: for batch in stream: …")
-
-    __getitem__: Any = __len__
 
     def pull(self, batches: Iterator[Rows]) -> Rows | None:
         """Returns the next batch.  What is logged meanwhile belongs to this step."""
@@ -25417,8 +25284,8 @@ function drawSchedule({name: word, schedule: timing}, why) {
       timing && set_by !== "decorator" && set("Clear", "What its file says holds again.", "clear")));
 }
 const drawVersions = ({versions}, word) => listed("Versions", versions.map((row, at) => ({...row, key: row.version,
-  last: versions[at + 1]?.version, lines: `+${row.lines_added}/−${row.lines_removed}`})),
-  "version deployed_at by lines runs changes state", "", {
+  last: versions[at + 1]?.version})),
+  "version deployed_at by runs changes state", "", {
   by: (row) => [name(row.actor, 30), row.reason && `: ${row.reason}`], changes: (row) => row.last &&
     link(address("pipeline", word, {diff: `${row.last}-${row.version}`}), "diff"),
   state: ({live, version}) => live ? status("success", "live") : action("Roll back",

@@ -93,10 +93,11 @@ def test_a_path_is_meant_from_where_the_command_is_and_nothing_else_is_overwritt
     there = fresh.work / "mine.tau"
     assert fresh("backup", "mine.tau")["file"] == str(there)
     before = there.read_bytes()
-    assert "--force" in fresh("backup", "mine.tau", exit=5)["hint"]
+    assert fresh("backup", "mine.tau", exit=5)["code"] == "conflict"
     assert there.read_bytes() == before
     fresh.deploy_it("def it(ctx): ...\n")
-    assert fresh("backup", "mine.tau", "--force")["sources"] == 1
+    there.unlink()
+    assert fresh("backup", "mine.tau")["sources"] == 1
     named = fresh("backup")["file"]
     assert os.path.dirname(named) == f"{fresh.home}/backups"
     assert named.endswith("Z.tau")
@@ -104,7 +105,7 @@ def test_a_path_is_meant_from_where_the_command_is_and_nothing_else_is_overwritt
     (fresh.work / "link").symlink_to("letter")
     (fresh.work / "folder").mkdir()
     for place in ("letter", "link", "folder", fresh.home / "tau.db", fresh.home / "tau.toml", "no/where"):
-        assert fresh("backup", place, "--force", exit=5)["code"] == "conflict"
+        assert fresh("backup", place, exit=5)["code"] == "conflict"
     assert (fresh.work / "letter").read_text() == "dear"
     with fresh.connect() as wire:
         for path in ("relative", "/nul\0"):
@@ -415,7 +416,7 @@ def test_no_file_of_the_store_is_a_place_for_a_backup_and_none_is_opened(fresh: 
         if end != "-journal":
             hard.hardlink_to(fresh.home / f"tau.db{end}")
         for place in (fresh.home / f"tau.db{end}", link, *[hard] * (end != "-journal")):
-            assert "of the store" in fresh("backup", place, "--force", exit=5)["message"]
+            assert "of the store" in fresh("backup", place, exit=5)["message"]
     assert {end: locks(fresh.home / f"tau.db{end}") for end in before} == before
 
 

@@ -178,7 +178,6 @@ def test_what_is_malformed_is_told_with_its_line(case: str) -> None:
 
 
 IMPOSSIBLE = {
-    "a delimiter of two": ("csv", {"delimiter": ";;"}, "delimiter=';;'"),
     "no encoding": ("csv", {"encoding": "utf-9"}, "unknown encoding"),
     "types of another kind": ("csv", {"types": "all"}, "types must be True or a mapping"),
     "no type": ("csv", {"types": {"a": "itneger"}}, "is no type"),

@@ -90,7 +90,6 @@ CASES: dict[str, Case] = {
         before=("tau deploy NAME.py", "tau run NAME -p day=x --key NAME"),
         then=("tau run NAME -p day=y --key NAME.2",),
     ),
-    "a file that the deployment has not": Case("tau code NAME --file x", "`tau code NAME --json` lists its files"),
     "params that do not fit": Case("tau run NAME", "tau show NAME", text=TYPED, then=("tau run NAME -p day=x",)),
     "a version that there is not": Case("tau code NAME --version 9", "tau versions NAME"),
     "an attempt that there is not": Case(

@@ -321,10 +321,8 @@ SMUGGLED = {
     "a bare newline": (b"{}", ["X: a\nContent-Length: 2"], 400),
     "a NUL": (b"{}", ["X: a\0b", "Content-Length: 2"], 400),
     "two hosts": (b"{}", ["Host: other", "Content-Length: 2"], 400),
-    "many headers": (b"{}", [f"X{n}: y" for n in range(200)], 431),
     "a long header": (b"{}", ["X: " + "y" * 20_000], 431),
     "a page of the web": (b"{}", ["Origin: http://evil.example", "Content-Length: 2"], 403),
-    "a packed body": (b"{}", ["Content-Encoding: gzip", "Content-Length: 2"], 415),
     "great expectations": (b"{}", ["Expect: 200-ok", "Content-Length: 2"], 417),
     "a body that is no JSON": (b"hi", ["Content-Length: 2"], 400),
 }

@@ -574,14 +574,3 @@ def test_whoever_is_refused_reads_how_to_show_a_key(home: Tau) -> None:
         refused = home("--host", f"{scheme}://127.0.0.1:{port}", "list", TAU_API_KEY="x" * 40, exit=4)
         assert refused["message"] == "the key is not right"
         assert all(word in refused["hint"] for word in ("tau key create", "TAU_API_KEY", "tau env add", "Bearer KEY"))
-
-
-def test_how_executors_are_reached_is_for_admins(home: Tau) -> None:
-    (home.home / "tau.toml").write_text('[executors.far]\ncommand = ["env", "TOKEN=hidden"]\n')
-    done = start(home)
-    host = json.loads(done.stdout)["addresses"][1]
-    keys = {scope: home("key", "create", scope, "--scope", scope)["key"] for scope in ("read", "admin")}
-    keys["daemon"] = (home.home / "key").read_text().strip()
-    told = {scope: home("--host", host, "status", TAU_API_KEY=key)["executors"] for scope, key in keys.items()}
-    assert told["daemon"] == {"far": {"command": ["env", "TOKEN=hidden"], "live": 0}}
-    assert told["read"] == told["admin"] == {"far": {"live": 0}}  # an admin of a namespace is none of the daemon

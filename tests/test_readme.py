@@ -431,7 +431,7 @@ def test_the_commands_about_environments_work(home: Tau) -> None:
     (home.work / "staging.key").write_text("x" * 40)
     (home.work / "staging.key").chmod(0o600)
     lines = [line for block in blocks("bash") if "tau env" in block for line in block.splitlines()]
-    assert len(lines) > 5
+    assert len(lines) == 5
     for line in lines:
         program, *words = shlex.split(line, comments=True)
         assert program == "tau"
@@ -443,8 +443,7 @@ def test_the_environments_of_the_readme_can_be_read(home: Tau) -> None:
     path = home.work / ".config/tau/environments.toml"
     path.parent.mkdir(parents=True)
     path.write_text("\n".join(block for block in blocks("toml") if "host =" in block))
-    path.with_name("production.key").write_text("x" * 40)
-    path.with_name("production.key").chmod(0o600)
+    path.chmod(0o600)
     assert [one["name"] for one in home("env", "list")["environments"]] == ["local", "production"]
     assert home("--env", "production", "env", "list")["daemon"]["host"] == "https://tau.prod.mycompany.com"
 

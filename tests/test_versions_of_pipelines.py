@@ -120,9 +120,8 @@ def test_versions_say_who_why_what_and_how_it_went(fresh: Tau) -> None:
     fresh("deploy", fresh.write(source(2, body="ctx.log('more')\n    raise KeyError"), "turned.py"))
     fresh("run", "turned", exit=1)
     new, old = fresh("versions", "turned")["versions"]
-    assert {"version": 1, "live": False, "reason": "the first", "entry": "turned.py", "files": 1}.items() <= old.items()
-    assert (old["lines_added"], old["lines_removed"], old["runs"], old["last_status"]) == (6, 0, 1, "success")
-    assert (new["lines_added"], new["lines_removed"], new["runs"], new["last_status"]) == (3, 2, 1, "failed")
+    assert {"version": 1, "live": False, "reason": "the first", "entry": "turned.py"}.items() <= old.items()
+    assert [(row["runs"], row["last_status"]) for row in (old, new)] == [(1, "success"), (1, "failed")]
     assert (new["live"], new["reason"]) == (True, None)
     assert "truncated" in fresh("versions", "turned", "--limit", "1")
 
@@ -351,5 +350,4 @@ def test_a_key_sees_nothing_of_files_that_are_of_other_pipelines_only() -> None:
         refused = net("deploy", path, "--expect", "2", exit=5, TAU_API_KEY=key)
         assert "+    return 1" in refused["diff"]
         assert "hidden" not in str([*answers, refused])
-        assert [row["files"] for row in answers[0]["versions"]] == [1, 1]
         assert ask(net, key, "rollback", {"name": "hidden"}) == "not_found"
