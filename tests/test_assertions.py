@@ -78,10 +78,18 @@ def test_all_are_evaluated_before_the_first_is_raised(ctx: Context) -> None:
     assert told == [(False, None), (False, "ZeroDivisionError: division by zero"), (True, None), (False, None)]
 
 
+def test_what_a_condition_raises_is_the_cause(ctx: Context) -> None:
+    with pytest.raises(module.CheckFailed, match="check failed: positive") as caught:
+        ctx.check("positive", (row["amount"] > 0 for row in [{"amuont": 1}]))
+    assert repr(caught.value.__cause__) == "KeyError('amount')"
+
+
 def test_a_warning_only_records(ctx: Context) -> None:
     a = 1
     assert not ctx.check(a == 2, severity="warn")
     assert [(one["level"], one["message"]) for one in ctx.records("log")] == [("warning", "check failed: a == 2")]
+    assert not ctx.check("all are right", (row for row in []), severity="warn")
+    assert ctx.records("log")[-1]["message"] == "check failed: all are right"
     with pytest.raises(module.BadRequest, match='severity: expected one of "error", "warn", given string "fatal"'):
         ctx.check(True, severity="fatal")
 

@@ -332,6 +332,7 @@ def test_a_pipeline_is_made_from_an_intent(home: Home, wrong: int) -> None:
     place = home.tau.work / "in.csv"
     place.write_text("id,price\n1,2.5\n2,3.5\n")
     new = NEW.replace("/{folder}", str(home.tau.work))
+    own = f"sqlite:///{home.tau.home}/data/sales/shop.db"
     home.agent.write_text(
         "import json, sys\nasked = json.load(sys.stdin)\n"
         "assert '@pipeline' in asked['manual'] and 'id' in asked['places'] and asked['intent'] == 'sales, daily'\n"
@@ -347,12 +348,13 @@ def test_a_pipeline_is_made_from_an_intent(home: Home, wrong: int) -> None:
     shown = home.tau(*words)
     assert (shown["rounds"], shown["deployed"]) == (wrong + 1, False)
     (effect,) = shown["rehearsal"]["effects"]
-    assert (effect["rows"], effect["against"]["added"]) == (2, 2)
+    assert (effect["place"], effect["rows"], effect["against"]["added"]) == (own, 2, 2)
     assert home.tau("list")["pipelines"] == []
     made = home.tau(*words, "--deploy")
     assert (made["deployed"], made["paused"], made["next"]) == (True, True, ["tau resume sales"])
     assert home.tau("schedule", "sales")["paused"]
     assert home.tau("run", "sales")["result"] == {"written": 2}
+    assert home.tau(*words, "--deploy", exit=5)["message"] == "there is a pipeline 'sales'"
 
 
 def test_at_night_with_nobody_there(home: Home) -> None:

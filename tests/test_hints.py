@@ -113,6 +113,12 @@ CASES: dict[str, Case] = {
     "a name that another file has": Case(
         "tau deploy two.py", "tau deploy two.py --take-over", files=(("two.py", SIMPLE + "# another\n"),), again=True
     ),
+    "a name that another file has, proven": Case(
+        "tau deploy two.py --dry-run --probation 3",
+        "tau deploy two.py --dry-run --probation 3 --take-over",
+        files=(("two.py", SIMPLE + "# another\n"),),
+        then=("tau run NAME", "tau deploy two.py --take-over --expect 1"),
+    ),
     "a retry under another signature": Case(
         "tau retry NAME",
         "tau retry RUN_ID --version same",

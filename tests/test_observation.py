@@ -64,6 +64,8 @@ def test_a_place_has_one_name_without_secrets(written: str, name: str) -> None:
         ("MERGE INTO t USING (SELECT * FROM s) ON t.a = s.a", "writes t, reads s"),
         ("CREATE TEMP TABLE IF NOT EXISTS t AS SELECT * FROM s", "writes t, reads s"),
         ("WITH x AS (SELECT * FROM s) SELECT * FROM x JOIN r ON true FOR UPDATE", "reads s, reads r"),
+        ("TRUNCATE t", "writes t"),
+        ("TRUNCATE TABLE ONLY t, s", "writes t, writes s"),
         ("SELECT extract(year FROM day) FROM s WHERE a IS DISTINCT FROM b", "reads s"),
         ("SELECT * FROM generate_series(1, 9)", ""),
     ],
@@ -185,6 +187,14 @@ def events_of(tau: Tau, run: Any, kind: str) -> list[Any]:
     with contextlib.closing(sqlite3.connect(tau.home / "tau.db")) as db:
         rows = db.execute("SELECT data FROM events WHERE run_id = ? AND type = ?", (run["run_id"], kind))
         return [json.loads(data) for (data,) in rows]
+
+
+def test_a_day_of_whole_amounts_is_no_drift(tau: Tau) -> None:
+    deploy(tau, "whole", "drift='fail'")
+    fractions = [row | {"amount": row["amount"] + 0.5} for row in ROWS]
+    assert [flow(tau, "whole", rows)["status"] for rows in (fractions, ROWS, fractions)] == ["success"] * 3
+    error = flow(tau, "whole", [row | {"amount": "many"} for row in ROWS])["error"]
+    assert "amount retyped: " in error["message"]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -148,6 +148,8 @@ WRONG: list[tuple[Any, Any, str]] = [
     (Decimal, "x", "a decimal such as 12.50"),
     (uuid.UUID, "x", "a UUID"),
     (int | None, "x", "expected integer or null"),
+    (Window | None, {"begin": "2026-01-31", "dyas": 1}, "params.x: unknown key 'dyas'; did you mean 'days'"),
+    (tuple[int, int] | None, [1], "params.x: expected 2 items, given 1"),
 ]
 
 

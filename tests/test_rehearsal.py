@@ -239,12 +239,12 @@ REFUSED = {
     "os.system": ("import os", "os.system('touch OUTSIDE/file')", "os.system"),
     "fork": ("import os", "os.fork() or os._exit(0)", "os.fork"),
     "kill": ("import os", "os.kill(os.getppid(), 9)", "os.kill"),
-    "urllib": ("import urllib.request", "urllib.request.urlopen('WEB/rows')", "a connection to localhost"),
-    "requests": ("import requests", "requests.get('WEB/rows')", "a connection to localhost"),
-    "http.client": ("import http.client", "http.client.HTTPConnection('127.0.0.1', 1).connect()", "127.0.0.1"),
+    "urllib": ("import urllib.request", "urllib.request.urlopen(place)", "a connection to localhost"),
+    "requests": ("import requests", "requests.get(place)", "a connection to localhost"),
+    "xmlrpc": ("import xmlrpc.client", "xmlrpc.client.ServerProxy(place).x()", "a connection to localhost"),
     "Client": ("import tau", "tau.Client(home='HOME').call('shutdown', {})", "socket of this machine"),
     "unix": ("import socket", "socket.socket(socket.AF_UNIX).connect('HOME/tau.sock')", "socket of this machine"),
-    "secret": ("", "ctx.secret('OTHER')", "secret 'OTHER'"),
+    "secret": ("", "ctx.secret(place)", "secret 'OTHER'"),
     "secret file": ("", "open('HOME/secrets/OTHER')", "it belongs to taud"),
     "store": ("", "open('HOME/tau.db', 'rb')", "it belongs to taud"),
     "attach": (
@@ -253,9 +253,9 @@ REFUSED = {
         "a change of OUTSIDE/kept.db",
     ),
     "mysql": ("", "ctx.load('mysql://localhost/db', [{'id': 1}], 't')", "mysql://localhost:3306/db"),
-    "database": ("", "ctx.load('postgresql://elsewhere/db', [{'id': 1}], 't')", "postgresql://elsewhere"),
+    "database": ("", "ctx.load(place, [{'id': 1}], 't')", "postgresql://elsewhere"),
     "psycopg": ("", "import psycopg", "import psycopg"),
-    "web": ("", "ctx.extract('WEB/rows')", "a connection to localhost"),
+    "web": ("", "ctx.extract(place)", "a connection to localhost"),
     "commit": ("", "ctx.sql('/* */ commit', connection='duckdb:///a.duckdb')", "COMMIT in"),
     "copy": (
         "",
@@ -276,7 +276,8 @@ def test_what_reaches_further_is_refused_and_told(case: str, shop: Tau, tmp_path
     outside.mkdir()
     (outside / "kept").write_text("kept")
     shop.call("secret_set", name="OTHER", value="0ther-5ecret")
-    like = run_of(shop, pipeline_of("pass"))
+    given = {"secret": "OTHER", "database": "postgresql://elsewhere/db"}
+    like = run_of(shop, pipeline_of("pass"), place=given.get(case, "http://localhost:1/rows"))
 
     def filled(text: str) -> str:
         return (
@@ -293,7 +294,8 @@ def test_what_reaches_further_is_refused_and_told(case: str, shop: Tau, tmp_path
         assert told in error["error"]["message"]
         assert tree_of(outside) == files
         return
-    done = rehearse(shop, pipeline_of(line, before), like)
+    allow = module.RISKS.keys() - ({"place", "secret"} if "place" in line else ())  # what a source shows is allowed
+    done = rehearse(shop, pipeline_of(line, before), like, allow=[*allow])
     assert (done["status"], len(done["refused"])) == ("failed", 1), done
     assert told in done["refused"][0]
     assert tree_of(outside) == files
@@ -343,6 +345,19 @@ def test_what_postgresql_does_by_itself_is_told(shop: Tau, database: str) -> Non
         assert done["status"] == "failed", statement
     kept = rows_of(shop, database)
     assert kept["audit"] == kept["one"] == kept["two"] == []
+
+
+def test_postgresql_is_streamed_and_emptied_in_a_rehearsal_as_in_a_run(shop: Tau, database: str) -> None:
+    begin = "[ctx.sql(text, connection=place) for text in ('CREATE TABLE full1 (id INT)', 'INSERT INTO full1 VALUES (1), (2)')]"
+    run_of(shop, pipeline_of(begin), place=database)
+    truncate = pipeline_of("ctx.sql('TRUNCATE full1', connection=place)")
+    stream = pipeline_of("ctx.load('copy.csv', ctx.extract(place, 'full1', stream=True))")
+    like = run_of(shop, stream, place=database)
+    done = rehearse(shop, stream, like)
+    assert (done["status"], done["effects"][0]["rows"]) == ("success", 2), done["error"]
+    done = rehearse(shop, truncate, like)
+    assert [effect["against"]["removed"] for effect in done["effects"]] == [2]
+    assert len(rows_of(shop, database)["full1"]) == 2
 
 
 def test_what_is_caught_is_told_all_the_same(shop: Tau, tmp_path: Path) -> None:

@@ -78,6 +78,8 @@ CHECK = '    ctx.check(ok, name="enough")\n'
         ("    validate(ctx, rows)\n", "    validate(ctx, [{'id': 1}])\n", "check_edited"),
         ("        raise ValueError", "        print", "check_gone"),
         (FETCH, FETCH + "    if not rows:\n        return {}\n", "check_skipped"),
+        (FETCH, FETCH + "    rows = [row for row in rows if row['id']]\n", "check_skipped"),
+        (FETCH, FETCH + "    rows = [row | {'n': row['n'] or Decimal(0)} for row in rows]\n", "value_made_up"),
         ("    for row in clean:\n", "    for row in clean:\n        break\n", "check_edited"),
         # Weakened.
         ("len(clean) > LEAST", "len(clean) > LEAST or True", "check_edited"),

@@ -347,6 +347,28 @@ def test_a_file_that_does_not_load_is_shown_with_its_line(tau: Tau) -> None:
     assert screen.splitlines() == told
 
 
+def test_a_mistake_in_another_file_is_shown_where_it_is(tau: Tau) -> None:
+    (tau.work / "shop").mkdir()
+    tau.write("from tau import pipeline\nimport rules\n@pipeline\ndef erring(ctx): ...\n", "shop/main.py")
+    for text, line, code in (
+        ("x = 1\n\ndef x(:\n", 3, "def x(:"),
+        ("\n" * 8 + "raise KeyError('x')", 9, "raise KeyError('x')"),
+    ):
+        tau.write(text, "shop/rules.py").write_text(text)
+        error = tau("deploy", "shop", exit=2)
+        assert error["message"].startswith(f"main.py does not load, rules.py line {line}: ")
+        assert (error["file"], error["line"], error["source_line"]) == ("rules.py", line, code)
+
+
+def test_risks_are_shown(tau: Tau) -> None:
+    tau.deploy("from tau import pipeline\n@pipeline\ndef risky(ctx): ctx.check(True)\n", "risky.py")
+    path = tau.write("from tau import pipeline\n@pipeline\ndef risky(ctx): ...\n", "risky.py")
+    for words in (["deploy", path, "--dry-run"], ["deploy", path], ["diff", "risky", "--versions", "1", "2"]):
+        code, screen = on_terminal(tau, *words)
+        shown = re.search(r"risks .*what.*\n +check_gone +risky.py +3 +a check", screen)
+        assert (code, bool(shown)) == (0, words[-1] != path), screen
+
+
 def test_who_interrupts_a_run_is_told_that_it_goes_on(tau: Tau) -> None:
     # A signal just before a blocking call is handled after it, so lines keep coming.
     tau.deploy_it("import time\ndef it(ctx):\n    while True:\n        ctx.log('begun')\n        time.sleep(0.1)")

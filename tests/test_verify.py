@@ -178,6 +178,16 @@ def test_what_is_meant_is_allowed_by_name() -> None:
         assert {row["risk"] for row in done["proof"]["allowed"]} == {"check_gone", "checks"}
 
 
+def test_another_secret_is_allowed_by_name() -> None:
+    with running(make_home()) as tau:
+        shop = Shop(tau)
+        tau("secret", "set", "NEW_KEY", stdin="n" * 30)
+        path = tau.write(edited(CHECK, CHECK + "    ctx.secret('NEW_KEY')\n"), "sales.py")
+        assert "(secret)" in tau("deploy", path, "--verify", shop.run_id, exit=5)["message"]
+        done = tau("deploy", path, "--verify", shop.run_id, "--allow", "secret")
+        assert [row["risk"] for row in done["proof"]["allowed"]] == ["secret"]
+
+
 def test_without_a_success_there_is_nothing_to_compare_with() -> None:
     with running(make_home()) as tau:
         (tau.home / "data" / "sales").mkdir(parents=True)
