@@ -1493,7 +1493,7 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "entry": ("", "load only this file of the folder, not all that use @pipeline"),
     "params": ("", "what the pipeline sees as ctx.params: a JSON object, @file, or - for stdin"),
     "texts": ("-p", "one of the params, KEY=VALUE: as JSON where the pipeline wants that, else as text"),
-    "wait": ("--detach", "do not wait: answer as soon as the run is durable"),
+    "wait": ("--detach", "do not wait (on the wire, wait=false): answer as soon as the run is durable"),
     "key": ("", "idempotency key, a word of your own: the same word gives the same run, never a second one"),
     "timeout": ("", "seconds to wait at most; the run goes on"),
     "follow": ("", "print its events as JSON lines while it runs"),
@@ -2242,7 +2242,9 @@ def is_read_only() -> bool:
 
 def refuse_writes(method: str, effect: str) -> None:
     if effect != "reads" and is_read_only():
-        raise Forbidden(f"TAU_READ_ONLY is set: '{method}' would change something", "unset TAU_READ_ONLY")
+        raise Forbidden(
+            f"TAU_READ_ONLY is set: '{method}' can change something", "unset TAU_READ_ONLY; or look with `tau list`"
+        )
 
 
 class Peer:
@@ -2444,8 +2446,9 @@ def zone_hint(name: str) -> str:
         places = "America/Los_Angeles, Europe/London, Asia/Kolkata"
         return f"an abbreviation stands for several zones: name the place whose clock is meant, such as {places}"
     known = {zone for zone in zoneinfo.available_timezones() if not zone.startswith("Etc/")}
-    same = [zone for zone in known if f"/{zone}".upper().endswith(f"/{word}")]
-    return did_you_mean(name, same or (known if "/" in name else ()), example)
+    place = word.rpartition("/")[2]
+    same = [zone for zone in known if f"/{zone}".upper().endswith(f"/{place}")]
+    return f"did you mean '{min(same)}'?" if same else did_you_mean(name, known if "/" in name else (), example)
 
 
 EXECUTOR_KEYS = {
@@ -3848,7 +3851,7 @@ def schedule_options(live: Json, command: Json) -> Json:
 def read_timing(cron: str | None, every: float | str | None, at: str | None, zone: Zone) -> Json:
     """Returns the option that says when a schedule is due; BadRequest unless exactly one is given."""
     if [cron, every, at].count(None) != 2:
-        raise BadRequest("give one of: a cron expression, --every, --at", CRON_HINT)
+        raise BadRequest("give one of: a cron expression, --every, or to schedule --at", CRON_HINT)
     if every is not None:
         return {"every_s": parse_interval(every)}
     return {"cron": cron} if at is None else {"at": rfc3339(parse_time(at, zone))}
@@ -4884,7 +4887,7 @@ class Patient:
         count = len(zoneinfo.available_timezones())
         if count < 100:
             return "warn", f"only {count} time zones", "install the system's tzdata, or `pip install tzdata`"
-        return f"{count} zones, schedules are in {self.settings.get('timezone', 'UTC')}"
+        return f"{count} zones; of the configuration: {self.settings.get('timezone', 'UTC')}"
 
     def look_at_croniter(self) -> Finding:
         metadata: Any = __import__("importlib.metadata", fromlist=["version"])
@@ -4919,6 +4922,7 @@ class Patient:
                 schema, damage = db.execute("PRAGMA user_version").fetchone()[0], find_damage(db)
         except sqlite3.Error as problem:
             damage = str(problem)
+        damage = damage or (None if schema else "it is empty")
         if damage is not None:
             return "fail", f"{path}: {damage}", "taud --restore FILE --replace puts a backup in its place"
         if schema > len(MIGRATIONS):
@@ -5065,6 +5069,8 @@ class View:
         """A document as labels and painted values, without those that are empty."""
         head, only, room = [], SHOWN.get(name), room or columns_shown()
         if "trace" in document:
+            if document.get("retry_at"):  # why it waits
+                document["error"] = document["attempts"][-1]["error"]
             head, only = self.run_head(document), None if name == "inspect" else LAST
             document = omit(document | document["trace"], HEAD)
         if name == "diff":
@@ -5081,11 +5087,15 @@ class View:
         if "moved" in document:
             times = zip(*(document.pop(key) for key in ("local", "ticks", "moved")), strict=True)
             document["ticks"] = [{"local": local, "tick_at": tick, "moved": moved} for local, tick, moved in times]
-        unsaid = (("all", False), ("total", document.get("total")))  # a cut list says how many there are
+        unsaid = (
+            ("all", False),
+            ("total", document.get("total")),
+            ("log_dropped", 0),
+        )  # a cut list says how many there are
         shown = dict(pair for pair in document.items() if pair[1] not in (None, "", [], {}) and pair not in unsaid)
         keys = [key for key in (*omit(shown, LAST), *LAST) if key in shown and (only is None or key in only)]
         if {*keys} <= {"hint"} and (empty := next(iter(only or document), "")):
-            return "\n".join(head) or f"no {empty}{': ' * bool(keys)}{shown.get('hint', '')}"
+            return "\n".join(head) or f"no {empty}{': ' * ('hint' in shown)}{shown.get('hint', '')}"
         is_bare = not head and len({*keys} - {"truncated"}) == 1 and isinstance(shown[keys[0]], list)
         labels = {key: "" if is_bare else label_of(key) for key in keys}
         rows = [("", head)]
@@ -5266,7 +5276,11 @@ PAINTERS: dict[str, Any] = {
 #: First character of a line of a diff → its style.
 DIFF = {"+": "success", "-": "failed", "@": "dim"}
 #: Command → the keys that a person sees, if not all.
-SHOWN = {"logs": ("lines", "unfinished", "truncated"), "doctor": ("checks",), "why": ("answer", "held", "recent")}
+SHOWN = {
+    "logs": ("lines", "unfinished", "truncated", "log_dropped"),
+    "doctor": ("checks",),
+    "why": ("answer", "held", "recent"),
+}
 SHOWN |= {"key_list": ("keys",), "namespace_audit": ("ok", "matrix", "leaks"), "env_list": ("environments", "daemon")}
 #: Keys of a run's document that its first line has, and those that come last, which are all that is shown of its end.
 HEAD = ("run_id", "pipeline", "version", "status", "duration_ms", "attempt", "trace", "log_lines", "log_dropped")
@@ -5911,19 +5925,21 @@ async def deploy(
             raise Conflict(wrong, "add --take-over", previously=previously)
         proven = await deployment.prove(call, pipelines) if verify is not None else None
 
-        def commit() -> list[Json]:
+        def commit() -> tuple[list[Json], bool]:
             if probation is not None and not all(call.store.sql.live_version(row["name"]) for row in pipelines):
                 raise BadRequest("there is no version that could come back", "leave out --probation")
             if dry_run:
                 call.agenda.check(pipelines, call.caller, schedule, expect)
-                return []
+                return [], False
+            before = call.store.sql.last_event()
             deployed = call.agenda.deploy(pipelines, deployment.digest, call.caller, call.actor, schedule, expect)
+            is_changed = call.store.sql.last_event() > before  # a schedule too
             call.store.add_sources(deployment.digest, deployment.sources)
             call.store.add_proof(deployed, proven, probation)
-            return deployed
+            return deployed, is_changed
 
         try:
-            deployed = await call.store.write(commit)
+            deployed, is_changed = await call.store.write(commit)
         except Conflict as problem:
             if expect and (live := problem.detail.get("live")):
                 with contextlib.suppress(NotFound):  # what was expected never was, or was deleted
@@ -5931,11 +5947,12 @@ async def deploy(
                     problem.detail["diff"] = changed.get("code")
             raise
         for row in deployed:
-            row["next_at"] = call.ask.schedule(row["name"])["next_at"]
+            known = call.ask.schedule(row["name"])
+            row["next_at"] = known["next_at"] if known["due_at"] and not call.ask.pause("") else None
         if dry_run:
             preview = deployment.preview
             deployed = await call.beside(lambda call: [preview(call, row, schedule) for row in pipelines])
-    answer: Json = {"changed": any(row["changed"] for row in deployed), "pipelines": deployed}
+    answer: Json = {"changed": is_changed or any(row["changed"] for row in deployed), "pipelines": deployed}
     return answer | without_empty({"dry_run": dry_run, "environments": built, "proof": proven, **others})
 
 
@@ -6019,7 +6036,7 @@ async def undeploy(call: Call, name: PipelineName) -> Json:
     tau --env production undeploy orders  # a daemon elsewhere
     """
     cancelled = await call.write(call.agenda.undeploy, name)
-    if name == CANARY:
+    if name.rpartition("/")[2] == CANARY:
         await call.store.write(call.store.delete_pipeline, name)
         remove_tree(data_directory(call.daemon.home, name))
     return {"name": name, "changed": cancelled is not None, "cancelled_runs": cancelled or []}
@@ -6712,7 +6729,7 @@ def watch(call: Call, *, limit: Limit = 5) -> Json:
     for row in live:
         row["elapsed_ms"] = max(int(time.time() * 1000) - instant_ms(row["started_at"] or row["queued_at"]), 0)
         row["held_by"] = held_by(call, row["run_id"])
-    rows, count = call.ask.incidents(limit, {AMONG: among, STILL_OPEN: ()})
+    rows, count = call.ask.incidents(limit, {AMONG: among, "status = 'open'": ()})
     shown = ("incident", "pipeline", "count", "last_at", "type")
     commands = [["inspect", row["incident"]] for row in rows[:2]] + [["errors"]] * (count > 2)
     commands += [["secret", "list"]] * bool(missing)
@@ -6776,7 +6793,9 @@ def calendar(
 def coming(call: Call, row: Json, until: int) -> Json:
     """Returns the first ticks of a schedule up to an instant, and whether there are more."""
     options, first = row["options"], list[str]()
-    if row["due_at"] and (begin := instant_of(row["next_at"])) <= until:  # the next one is known already
+    if (
+        row["due_at"] and not call.ask.pause("") and (begin := instant_of(row["next_at"])) <= until
+    ):  # the next one is known already
         times, _ = timing(call, row)
         first = [rfc3339(at) for at, _ in first_ticks(call, times, begin - 1, DAY_S // 3600 + 1, until)]
     zone = options["timezone"] or call.agenda.timezone
@@ -6878,8 +6897,10 @@ async def schedule(
     """
     before = call.ask.schedule(name, undeployed=clear)
     command = {} if clear else before["command"]
-    zone = Zone(timezone or before["options"]["timezone"] or call.agenda.timezone)
-    if expr is not None or every is not None or at is not None:
+    timed = expr is not None or every is not None or at is not None
+    known = command if timed else before["options"]  # a timing replaces the decorator's time zone
+    zone = Zone(timezone or known.get("timezone") or call.agenda.timezone)
+    if timed:
         command, enable = retimed(command, read_timing(expr, every, at, zone)), not disable
     if disable and enable:
         raise BadRequest("--disable and --enable are opposites", "choose one of them")
@@ -7140,10 +7161,18 @@ def tick_at(call: Call, name: str, asked: int | None, now: int) -> Json:
     ask = call.ask
     nothing: Json = {"scheduled_for": None, "decision": "none"}
     if asked is None:
+        last = ask.row(LAST_DECISION, name) or {"type": ""}
+        if last["type"] == "chain.skipped":
+            after, why = ", ".join(last["data"]["upstream"]), last["data"].get("message") or last["data"]["reason"]
+            return nothing | {"reason": f"the success of {after} at {last['at']} was passed over ({why})"}
         nothing |= {"reason": "no tick has been decided yet", "last_run": ask.last_run(name)}
         return next(iter(ask.decisions(name, 1)), nothing)
     text, row = rfc3339(asked), ask.schedule(name)
-    if (decision := ask.decision_on(name, text)) is not None:
+    decision = ask.decision_on(name, text) or nothing | {"reason": "it was backfilled"}
+    of_tick = "SELECT run_id, trigger, status FROM runs WHERE pipeline = ? AND scheduled_for = ? ORDER BY run_id DESC"
+    if "run_id" not in decision and (run := ask.row(f"{of_tick} LIMIT 1", name, text)):
+        return decision | {"last_run": run}
+    if decision["scheduled_for"]:
         return decision
     times, _ = timing(call, row)
     is_tick = times is not None and (times.next(asked - 1) or [None])[0] == asked
@@ -7337,7 +7366,7 @@ async def prune(
 
     dry_run       only tell what would go
     older_than    runs and logs that are older go, of every status: 30d, 12h, or seconds
-    keep          how many runs of each pipeline stay: the newest ones, and as many failed ones
+    keep          how many runs of each pipeline stay, and all of today: the newest ones, and as many failed ones
 
         tau prune --dry-run
         tau prune --older-than 30d --keep 100
@@ -7366,7 +7395,7 @@ async def backup(call: Call, file: FilePath | None = None) -> Json:
     daemon, caller = call.daemon, call.caller
     if caller.holder.is_limited:  # it is a file of the daemon's machine
         raise Forbidden(f"'{caller.name}' is for {caller.reach} only", SEEN_HINT)
-    folder = os.path.join(daemon.home, BACKUPS)
+    folder = os.path.join(daemon.home, BACKUPS, caller.namespace or "")  # a part is not the newest backup of all
     if file is None:
         make_directory(folder)
     path = file or os.path.join(folder, f"{rfc3339(time.time()).replace(':', '-')}.tau")
@@ -7912,7 +7941,7 @@ def listing(call: Call, key: str, rows: list[Json], total: int | None = None, **
     if len(rows) < total:
         more = {"shown": len(rows), "total": total, "get": call.chosen.line(given | {limit: min(total, most)})}
         answer["truncated"] = more | ({"at_least": True} if total == most + 1 else {})  # counting stops there
-    elif not total and key in EMPTY:
+    elif not total and key in EMPTY and call.chosen.effect == "reads":
         subject = {name: value for name, value in given.items() if name in ("name", "run_id", "all")}
         is_sifted = any(it is not None and it is not False for it in omit(given, (*subject, "fields")).values())
         answer["hint"] = f"none is like that: `{call.chosen.line(subject)}` lists all" if is_sifted else EMPTY[key]
@@ -12675,7 +12704,7 @@ CONNECTION_FAILED = 255
 SAID_CHARACTERS = 300
 #: Why a run was stopped → kind, type and message of its error.
 STOPPED = {
-    "cancelled": ("cancelled", "Cancelled", "cancelled on request"),
+    "cancelled": ("cancelled", "Cancelled", "it was cancelled"),
     "timed_out": ("timeout", "TimeoutError", "stopped at its time limit"),
 }
 
@@ -13197,8 +13226,9 @@ class Runner:
         for name in os.listdir(self.folder):
             path = os.path.join(self.folder, name)
             stem, _, kind = name.rpartition(".")
-            if stem not in known and (kind != "journal" or os.lstat(path).st_mtime < old):
-                remove_tree(path)
+            with contextlib.suppress(FileNotFoundError):  # what ends meanwhile removes its own
+                if stem not in known and (kind != "journal" or os.lstat(path).st_mtime < old):
+                    remove_tree(path)
 
     async def restart(self, process: Process) -> None:
         """Starts, with a new journal, an admitted run that never began; ends it if it is unwanted."""
@@ -13768,14 +13798,18 @@ class Agenda:
         run_id, is_new = self.run_tick(row, at, "schedule", actor)
         if is_new:
             self.store.event("tick.fired", name, run_id, {"trigger": "schedule", "moved": tick[1]}, actor, at)
+            if row["next_at"] == at:  # nothing is undecided before it: it is decided
+                self.save(row | {"watermark_at": at})
         return {"run_id": run_id, "scheduled_for": at, "changed": is_new}
 
     def make_room(self, run_id: str) -> bool:
         """Ends a run that a later tick replaces; returns True if it is live and must be stopped."""
         if self.store.cancel_waiting(run_id, "scheduler"):
             return False
-        attempt = self.sql.value("SELECT attempt FROM runs WHERE run_id = ?", run_id)
-        self.store.note_stopping(run_id, attempt, "cancelled")  # the daemon may die before it stops the run
+        live = "SELECT attempt FROM runs JOIN attempts USING (run_id, attempt) WHERE run_id = ? AND stopping IS NULL"
+        if (attempt := self.sql.value(live, run_id)) is not None:  # else an earlier tick has ended it
+            self.store.event("run.cancelling", self.sql.owner(run_id), None, {"run_id": run_id}, "scheduler")
+            self.store.note_stopping(run_id, attempt, "cancelled")  # the daemon may die before it stops the run
         return True
 
     def backfill(self, name: str, ticks: list[str], only: str, actor: str) -> list[Json]:
@@ -13802,6 +13836,10 @@ class Agenda:
             zoneinfo.ZoneInfo.clear_cache()
         self.zone.cache_clear()
         self.cron_times.cache_clear()
+        if self.sql.remembered("timezone") not in (None, self.timezone):  # an edit of all that name none: from now on
+            edited = "UPDATE schedules SET watermark_at = ? WHERE json_extract(options, '$.timezone') IS NULL"
+            self.sql.db.execute(edited, (rfc3339(now),))
+        self.store.remember("timezone", self.timezone)
         coming = "due_at > :now AND json_extract(options, '$.cron') IS NOT NULL"
         self.sql.db.execute(f"UPDATE schedules SET due_at = :now WHERE {coming}", {"now": rfc3339(now)})
 
@@ -14909,8 +14947,8 @@ class Store:
         kinds = {"running": "run.started", "retrying": "run.retrying"}
         self.event(kinds.get(status, "run.finished"), before["pipeline"], run_id, data or {}, actor)
         if status == "success":
-            self.close_incidents(before)
-        elif status in FAILURES and columns.get("error"):
+            self.close_incidents(before["pipeline"], before)
+        elif status in FAILURES and columns.get("error") and before["pipeline"].rpartition("/")[2] != CANARY:
             self.count_failure(before, columns["error"])
         if status in FINAL:
             self.on_finish(before["pipeline"], run_id, status)
@@ -14929,12 +14967,13 @@ class Store:
         if before["status"] != "open":
             self.incident_event("reopened" if before["count"] else "opened", row, run)
 
-    def close_incidents(self, run: Json) -> None:
-        """A success closes what was open of its pipeline."""
-        for row in self.sql.rows("SELECT * FROM incidents WHERE status = 'open' AND pipeline = ?", run["pipeline"]):
-            fixed = {"closed_at": self.now(), "fixed_by": run["version"], "fixed_run": run["run_id"]}
-            self.sql.set("incidents", pick(row, "incident"), status="closed", **fixed)
-            self.incident_event("closed", row, run)
+    def close_incidents(self, name: str, run: Json | None = None) -> None:
+        """Closes what is open of a pipeline: this run has succeeded, or nobody needs it any more."""
+        fixed = {"fixed_by": run["version"], "fixed_run": run["run_id"]} if run else {}
+        for row in self.sql.rows("SELECT * FROM incidents WHERE status = 'open' AND pipeline = ?", name):
+            self.sql.set("incidents", pick(row, "incident"), status="closed", closed_at=self.now(), **fixed)
+            last = {"pipeline": name, "run_id": row["last_run"], "version": row["versions"][-1]}
+            self.incident_event("closed", row, run or last)
 
     def reopen(self, incident: Json, run: Json) -> None:
         """Opens an incident again, because the version that fixed it is no longer live; *run* says why."""
@@ -15045,6 +15084,7 @@ class Store:
         for run_id in run_ids:
             self.cancel_waiting(run_id, actor)
         self.event("pipeline.undeployed", name, None, {"cancelled_runs": len(run_ids)}, actor)
+        self.close_incidents(name)
         return run_ids
 
     def delete_pipeline(self, name: str) -> None:
@@ -15724,7 +15764,8 @@ class Questions(Sql):
         """Returns the deployed pipelines (of *among*, with a *tag*) with their last runs, and how many there are."""
         columns = (
             "v.pipeline AS name, v.version, v.options, r.run_id AS last_run_id, r.status AS last_status,"
-            " r.queued_at AS last_run_at, CASE WHEN s.due_at IS NOT NULL THEN s.next_at END AS next_at, s.held,"
+            f" r.queued_at AS last_run_at, CASE WHEN s.due_at > '' AND {NOT_PAUSED} THEN s.next_at END AS next_at,"
+            " s.held,"
             " (SELECT json_group_array(comes_after) FROM chains WHERE pipeline = v.pipeline) AS upstream"
         )
         source = (
@@ -15966,7 +16007,7 @@ class Questions(Sql):
         newest = "(SELECT * FROM runs ORDER BY run_id DESC LIMIT 1000)"  # to find the last end of all would take long
         shown += ", finished_at, duration_ms, json_remove(error, '$.frames', '$.facts') AS error"
         ended = self.page(shown, newest, {"finished_at > ''": (), **seen}, "finished_at DESC", limit)
-        due, shown = {"due_at > ''": (), **seen}, "pipeline, next_at AS tick_at"
+        due, shown = {f"due_at > '' AND {NOT_PAUSED}": (), **seen}, "pipeline, next_at AS tick_at"
         return live[0], ended[0], self.page(shown, "schedules", due, "due_at, pipeline", limit)[0]
 
     def late(self, limit: int, among: Among) -> list[Json]:
@@ -16138,7 +16179,7 @@ class Questions(Sql):
         return row and row["data"]
 
     def schedule_counts(self, among: Among) -> Json:
-        condition, values = where({"due_at > ''": (), AMONG: among})
+        condition, values = where({f"due_at > '' AND {NOT_PAUSED}": (), AMONG: among})
         return self.rows(f"SELECT count(*) AS schedules, min(due_at) AS next_at FROM schedules{condition}", *values)[0]
 
     def chains(self, name: str) -> tuple[list[Json], list[str]]:
@@ -16206,6 +16247,8 @@ class Questions(Sql):
         return int(self.value(live, name))
 
 
+#: Whether not everything is paused: then no schedule is due.
+NOT_PAUSED = "NOT EXISTS (SELECT 1 FROM pauses WHERE pipeline = '')"
 #: The pipelines of a namespace whose names come next before and after one.
 NAMES_BESIDE = f"SELECT pipeline FROM live WHERE {NAMESPACE_OF.format('pipeline')} = :namespace AND pipeline"
 NEIGHBOURS = f"""SELECT * FROM ({NAMES_BESIDE} >= :name ORDER BY pipeline LIMIT 100)
@@ -16225,7 +16268,7 @@ DAILY = """
 #: Pipelines of which less has happened than should: a tick that nobody decides or that did not run, no success in time.
 LATE = f"""(
     SELECT pipeline, coalesce(next_at, watermark_at) AS at, CASE WHEN held = 'invalid' THEN held
-        WHEN due_at < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-{LATE_S} seconds') THEN 'late'
+        WHEN due_at < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-{LATE_S} seconds') AND {NOT_PAUSED} THEN 'late'
         WHEN held IS NULL AND expect_at IS NULL AND json_extract(options, '$.expect_success_within_s') > 0
         THEN 'overdue' ELSE (SELECT substr(type, 6) FROM events e WHERE e.pipeline = s.pipeline AND scheduled_for > ''
         ORDER BY scheduled_for DESC, seq DESC LIMIT 1) END AS what FROM schedules s WHERE held IS NOT 'undeployed')"""
@@ -16313,8 +16356,6 @@ class BoundedQuestions(Questions):
         return [to_document(self.budget.count(row)) for row in self.db.execute(question, named or values)]
 
 
-#: Incidents that wait for somebody: of deployed pipelines.
-STILL_OPEN = "status = 'open' AND (SELECT deployed FROM pipelines WHERE name = pipeline)"
 #: Runs that have not ended, with their progress: each half from an index of its own.
 UNENDED = """(SELECT r.*, (SELECT data FROM observations o WHERE kind = 'progress' AND o.run_id = r.run_id
     AND o.attempt = r.attempt) AS progress FROM runs r WHERE status IN ('running', 'retrying')
@@ -16403,6 +16444,9 @@ LAST_LINES = """
 """
 
 
+#: The last thing that was decided about a pipeline by itself, or by somebody.
+LAST_DECISION = """SELECT type, at, data FROM events WHERE pipeline = ?
+    AND (type IN ('run.queued', 'chain.skipped') OR scheduled_for > '') ORDER BY seq DESC LIMIT 1"""
 #: Decisions about ticks, with the status of their runs.
 DECISIONS = """
     SELECT e.scheduled_for, substr(e.type, instr(e.type, '.') + 1) AS decision, e.at AS decided_at, e.data,
@@ -18991,7 +19035,7 @@ class PipelineContext:
     ) -> Any:  # fmt: skip
         """Writes rows to a target, named as for `extract`, by *mode* append, replace or upsert; returns how many.
 
-        With upsert a row replaces the one with the same values in *key*, the key columns.  Missing tables and
+        With upsert a row changes the one with the same values in *key*, the key columns.  Missing tables and
         columns are added.  A load that fails leaves the target as it was.  Raises SourceError.
         """
         keys = check_mode(mode, key)
@@ -19128,23 +19172,23 @@ def make_step(step: Any, params: Json) -> Callable[[Rows], Any]:
 
 async def pass_through(whole: Step, parts: list[tuple[Step, Callable[[Rows], Any]]], rows: Rows) -> Rows:
     with whole:
-        whole.rows_in = len(rows)
+        whole.rows_in, known = len(rows), columns_of(rows)
         whole.take_sample(rows, "in")
         for step, work in parts:
+            known = columns_of(rows) or known
+            if isinstance(work, SqlStep) and not columns_of(rows):
+                rows = Rows((), known)
             with step:
                 step.rows_in = len(rows)
                 step.take_sample(rows, "in")
-                rows = put_out(step, step_result(await settle(work(rows)), rows, step.name))
+                rows = put_out(step, step_result(await settle(work(rows)), step.name))
         return put_out(whole, rows)
 
 
-def step_result(result: Any, rows: Rows, name: str) -> Rows:
+def step_result(result: Any, name: str) -> Rows:
     if result is None:
         raise BadRequest(f"step '{name}' returned None, not rows", "return the rows, or mark the function @per_row")
-    new = as_rows(result)
-    if not new and not new.columns:
-        new.columns = columns_of(rows)  # a SQL step after it needs them
-    return new
+    return as_rows(result)
 
 
 def stream_through(whole: Step, parts: list[tuple[Step, Callable[[Rows], Any]]], stream: Stream) -> Stream:
@@ -19162,7 +19206,7 @@ def map_batches(step: Step, work: Callable[[Rows], Any], stream: Stream) -> Batc
         step.rows_in += len(batch)
         step.take_sample(batch, "in")
         result = work(batch)
-        yield step_result(result, batch, step.name)
+        yield step_result(result, step.name)
 
 
 # Without a daemon.
@@ -20552,7 +20596,7 @@ FILE_OPTIONS: dict[str, PlaceOption] = {
     "format": ("string", None, "", "`csv`, `json` …, if the name does not tell it"),
     "file_column": ("string", None, "", "a column for the path of each row's file"),
     "missing": ({"enum": ["error", "ok"]}, "error", "", "`ok`: without a file there are no rows"),
-    "new_only": ("boolean", False, "", "only files that no successful run has read, by size and time (`ctx.state`)"),
+    "new_only": ("boolean", False, "", "only files that no success has read by this path or pattern (`ctx.state`)"),
     "storage_options": ("object", {}, "", 'what fsspec needs: `{"anon": True}`'),
 }
 
@@ -20610,7 +20654,9 @@ class LocalFile(Place):
             raise BadRequest(f"{self.path} names many files", "load to the path of one file")
         file_format = find_format(self.options.get("format"), self.label)
         own = pick(FILE_OPTIONS, "format", "storage_options")
-        options = self.fit(f"writing {file_format.name}", file_format.writes, own)
+        # What is there already may need the options of a reader.
+        reads = omit(file_format.reads, file_format.writes) if mode != "replace" else {}
+        options = omit(self.fit(f"writing {file_format.name}", reads | file_format.writes, own), reads)
         for name in {*options} - {*file_format.reads} | {"columns"}:  # with them a reader takes the header for a row
             self.options.pop(name, None)
         old: Iterator[Rows] = iter(())
@@ -20683,6 +20729,7 @@ class LocalFile(Place):
 
 def appended(old: Iterator[Rows], new: Iterator[Rows]) -> Batches:
     """Yields the columns of both first batches, then all batches."""
+    new = filter(lambda batch: batch or batch.columns, new)
     first, fresh = next(old, Rows()), next(new, Rows())
     yield Rows((), [*columns_of(first), *columns_of(fresh)])
     yield from itertools.chain([first], old, [fresh], new)
@@ -21404,11 +21451,15 @@ SQL_HINTS = {
     r"contains duplicates|create unique index": "keys are there twice: delete all rows of each but one before",
     r"infinity|too (large|small) \((after|before)": "CAST(column AS text) reads it as text",
     r"binding|bind parameter": "params={…} gives :name its value; a colon in a text is written \\:",
+    r'near ":"': "CAST(:name AS date): of :name::date no value is made",
     r"one statement": "one statement a call",
-    r"constraint|not.null": "a step can drop or fill the row; mode='upsert' changes the one of its key",
+    r"set lock|different configuration": "another process, or code of this run, has it open and must close it",
+    r"used by a view": "a step can convert the value; or drop the view, load, and make it again",
+    r"not.null": "each new row needs a value, with upsert too: a step can fill it or drop the row",
+    r"constraint": "a step can drop or fill the row; mode='upsert' changes the one of its key",
     r"64 bits|out of range": "a step can make text of it",
     r"NUL\b|0x00|surrogate": "a step can take it out: text.encode(errors='replace').decode().replace(chr(0), '')",
-    r"locked": "another process writes to it, or a stream from this file has not been read to its end",
+    r"locked|lock timeout": "another process writes to it, or a stream from this file has not been read to its end",
 }
 
 
@@ -21538,6 +21589,10 @@ class Loading:
         self.house, self.name, self.mode, self.keys = house, name, mode, keys
         self.table = house.quoted(name)
         self.columns: dict[str, Column] = house.columns_of(name)
+        if house.dialect == "postgresql" and (mode == "replace" or not self.columns):  # one after the other
+            house.execute("SELECT pg_advisory_xact_lock(hashtext(:name))", {"name": self.table})
+            self.columns = house.columns_of(name)
+        self.is_old = bool(self.columns)
         self.count = self.left_out = 0  # rows of the batches before; rows that the table did not take
         if mode == "replace" and self.columns:
             house.execute(f"DELETE FROM {self.table}")
@@ -21547,7 +21602,7 @@ class Loading:
         is_new = not self.columns
         if batch and not scan.columns:
             raise SourceError("the rows have no columns", ROWS_HINT)
-        if not scan.columns or (is_new and self.keys and not batch):  # a key has no kind yet
+        if not scan.columns or (not batch and (self.keys or not is_new)):  # a key has no kind yet
             return
         is_whole = self.is_whole = scan.even or (is_new and not self.keys)  # what a row lacks has no other default
         self.widen(scan)
@@ -21560,7 +21615,10 @@ class Loading:
             taken = self.insert(scan, scan.columns, cells)
         else:
             taken = 0
-            pairs = zip(batch, cells, strict=True)
+            pairs: Iterable[Any] = zip(batch, cells, strict=True)
+            if self.mode != "upsert" or len({*zip(*map(scan.cells_of, self.keys), strict=True)}) == len(batch):
+                # A statement for each shape, not for each change of shape.
+                pairs = sorted(pairs, key=lambda pair: [name in pair[0] for name in scan.columns])
             for names, some in itertools.groupby(pairs, lambda pair: pair[0].keys()):  # the last row of a key wins
                 has = [name in (names or scan.columns[:1]) for name in scan.columns]
                 shape = [*itertools.compress(scan.columns, has)]
@@ -21600,12 +21658,14 @@ class Loading:
     def fit(self, scan: Scan, name: str, old: Column | None) -> Column:
         """Returns the old column if it holds all cells of a batch, else the narrowest wider one that does."""
         kinds = scan.kinds(name)
-        is_empty = old is None or old.is_new or (self.mode == "replace" and not self.count and old.is_ours)
         wrong = None
         if old is not None and not (old.is_new and kinds):
             wrong = old.convert(scan, name) or self.house.misfit(old, scan.cells_of(name))
             if wrong is None:
                 return old
+        is_empty = old is None or old.is_new
+        if old is not None and self.mode == "replace" and old.is_ours:
+            is_empty = is_empty or self.house.is_empty(self.table, old)
         is_bound = is_empty and old is not None and self.house.is_bound(self.name, old)
         common = common_kind(kinds if old is None or is_empty or old.kind is None else kinds | {old.kind.name})
         for kind in dict.fromkeys((common, *WIDER.get(common, ())[-1:], "text")):
@@ -21622,9 +21682,13 @@ class Loading:
         words = f"{str(told.name).removesuffix('s')}s{limit}" if told else column.declared
         drop = f"DROP TABLE {self.table}"
         hint = "a step can convert it, or make the column text, from the first load on"
-        if self.columns:
+        if self.is_old:
             hint += f"; before that, ctx.sql({drop!r}, connection=…) deletes the rows that are there: "
             hint += f"in {self.table} it is {column.declared}"
+        elif self.count:
+            hint = "use no stream, so that all rows decide its kind; or a step can convert it"
+        if isinstance(cell, list | tuple) and column.declared.endswith("[]"):
+            hint = "a step can write it as text: '{1,2}'"
         if column.is_padded:
             hint = f"a step can pad it: value.ljust({column.length})"
         elif isinstance(cell, str) and guessed_kind({cell}).name != "text":
@@ -21972,8 +22036,9 @@ class Alchemy(Warehouse):
     def make_engine(self, url: str) -> Any:
         scheme, _, address = re.sub("^postgres:", "postgresql:", url).partition("://")
         drivers = [driver for module, driver in DRIVERS.get(scheme, {}).items() if find_module(module)]
-        options: Json = {"poolclass": self.alchemy.pool.NullPool} if self.only_looks else {}  # its settings are final
-        if options and scheme == "duckdb":
+        is_file = scheme == "duckdb" and address.strip("/") not in ("", ":memory:")
+        options: Json = {"poolclass": self.alchemy.pool.NullPool} if self.only_looks or is_file else {}
+        if self.only_looks and scheme == "duckdb":
             options["connect_args"] = {"read_only": True, "config": {"threads": 1}}
         try:
             return self.alchemy.create_engine(f"{'+'.join([scheme, *drivers[:1]])}://{address}", **options)
@@ -21993,7 +22058,9 @@ class Alchemy(Warehouse):
             for statement in LOOKING.get(self.dialect, ()) if self.only_looks else ():
                 self.execute(statement)
         except self.errors as problem:
-            raise SourceError(f"cannot connect to {self.dialect}: {cause_text(problem)}", "check the URL") from None
+            wrong = cause_text(problem)
+            hint = self.hint(wrong) if re.search("lock|configuration", wrong) else "check the URL"
+            raise SourceError(f"cannot connect to {self.dialect}: {wrong}", hint) from None
         return self
 
     def tables(self, views: bool = True) -> list[str]:
@@ -22112,6 +22179,8 @@ class Alchemy(Warehouse):
         if re.match(r"\s*(drop|alter)\b", query, re.IGNORECASE):
             self.around.altered.add(self.engine)
             self.prepare_nothing()
+            if self.dialect == "postgresql":  # which sees no deadlock with a stream of this process
+                self.connection.exec_driver_sql("SET LOCAL lock_timeout = '1min'")
         text = self.alchemy.text(query).execution_options(stream_results=batch_rows is not None)
         done = self.connection.execute(text, params)
         return rows_of([*done.keys()], done, batch_rows) if done.returns_rows else int(done.rowcount)
@@ -22476,7 +22545,7 @@ def first_columns(batches: Batches, named: Sequence[str] | None) -> tuple[list[s
             if batch and not names:
                 raise SourceError("the rows have no columns", ROWS_HINT)
             if late := [name for name in columns_of(batch) if name not in names]:
-                hint = "name all: columns=[…], or use no stream"
+                hint = "use no stream; or, for CSV, name all: columns=[…]"
                 raise SourceError(f"column '{late[0]}' appears only after the header", hint)
             yield batch
 
@@ -22675,7 +22744,8 @@ EXACT_MODULES = ("builtins", "datetime", "decimal")
 def full_table(arrow: Any, batch: Rows, names: list[str], schema: Any) -> Any:
     """Makes an Arrow table.  Raises SourceError for a cell that Arrow would change."""
     scan, columns = Scan(batch), []
-    hint = "each column has one type, that of the first rows; a step can convert the value"
+    hint = "use no stream, so that all rows decide the type; or" if schema else "each column has one type:"
+    hint += " a step can convert the value"
     for name in names:
         cells = [*scan.cells_of(name)]
         is_odd = any(it.__module__ not in EXACT_MODULES for it in scan.types.get(name, ()))
@@ -22818,7 +22888,7 @@ def as_rows(data: Any) -> Rows:
     rows = data if isinstance(data, Rows) else Rows(records_in(data))
     if {*map(type, rows)} - {dict}:
         for position, row in enumerate(rows):
-            if not hasattr(row, "keys"):
+            if not hasattr(row, "keys") or hasattr(row, "columns"):
                 raise BadRequest(f"row {position + 1} is no dict: {safe_repr(row)}", ROWS_HINT)
             rows[position] = {key: row[key] for key in row.keys()}  # noqa: SIM118 (sqlite3.Row iterates values)
     return rows
@@ -22852,7 +22922,7 @@ def batches_of(data: Any) -> Batches:
     if hasattr(data, "__next__"):
         first = [*itertools.islice(data, 1)]
         data = itertools.chain(first, data)
-        if first and isinstance(first[0], list):
+        if first and (isinstance(first[0], list) or hasattr(first[0], "columns")):
             return map(as_rows, data)
     return [as_rows(data)]
 
@@ -23063,10 +23133,14 @@ def comes_back(given: Any, back: Any, declared: str = "") -> bool:
     if isinstance(given, dict) and isinstance(back, dict):
         return given.keys() <= back.keys() and all(comes_back(given.get(name), back[name]) for name in back)
     if isinstance(given, (list, tuple)) and isinstance(back, (list, tuple)):
-        return len(given) == len(back) and all(map(comes_back, given, back))
+        return len(given) == len(back) and all(comes_back(*pair, declared) for pair in zip(given, back, strict=True))
     if given is None or back is None or given != given:
         return (given is None or given != given) and (back is None or back != back)
-    if isinstance(given, str) and (kind_of(type(back)).name in ("other", "uuid", "json") or hasattr(back, "days")):
+    if (
+        isinstance(given, str)
+        and declared
+        and (kind_of(type(back)).name in ("other", "uuid", "json") or hasattr(back, "days"))
+    ):
         return True  # a text that only the database can read: an address, a range, an interval
     with contextlib.suppress(ValueError, ArithmeticError):
         if isinstance(back, str) and isinstance(given, (int, float, decimal.Decimal)):  # an amount of money

@@ -89,6 +89,13 @@ def test_a_backup_made_while_runs_are_added_has_all_that_was_acknowledged(fresh:
     fresh("cancel", late[-1])
 
 
+def test_the_hint_for_a_damaged_store_names_the_newest_backup_of_all(fresh: Tau) -> None:
+    fresh("namespace", "create", "acme")
+    whole, part = (fresh(*words, "backup")["file"] for words in ([], ["--namespace", "acme"]))
+    assert os.path.dirname(part) == f"{fresh.home}/backups/acme"
+    assert whole in module.restore_hint(str(fresh.home / "tau.db"))
+
+
 def test_a_path_is_meant_from_where_the_command_is_and_nothing_else_is_overwritten(fresh: Tau) -> None:
     there = fresh.work / "mine.tau"
     assert fresh("backup", "mine.tau")["file"] == str(there)

@@ -52,6 +52,22 @@ def test_in_a_daemon_the_canary_leaves_nothing_behind(fresh: Tau) -> None:
     assert fresh("errors")["total"] == fresh("errors", "--all")["total"] == 0
 
 
+def test_the_canary_is_no_incident_and_leaves_nothing_in_a_namespace(fresh: Tau) -> None:
+    fresh("namespace", "create", "acme")
+    for words in ([], ["--namespace", "acme"]):
+        assert fresh.command(*words, "doctor").exit == 0
+        assert fresh(*words, "runs")["runs"] == []
+        assert fresh(*words, "errors")["total"] == fresh(*words, "errors", "--all")["total"] == 0
+    assert fresh("events", "--type", "incident.*", exit=8)["events"] == []
+
+
+def test_an_empty_database_is_no_database(home: Tau) -> None:
+    (home.home / "tau.db").touch()
+    done = home.command("doctor")
+    (found,) = (check for check in done.json["checks"] if check["name"] == "database")
+    assert (done.exit, found["status"], "it is empty" in found["found"]) == (1, "fail", True)
+
+
 def test_what_an_interrupted_doctor_left_is_not_in_the_way(fresh: Tau) -> None:
     fresh.deploy(module.CANARY_SOURCE, "canary.py")
     fresh("run", module.CANARY, "-p", "deed=succeed")

@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import PATIENCE_S, THOROUGH, Tau, eventually, is_running, run, served
@@ -247,6 +248,15 @@ def test_deep_folders_and_endless_files_hold_nobody_up(fresh: Tau) -> None:
     fresh("shutdown")
     fresh.start()
     assert [path.name for path in (fresh.home / "runs").iterdir()] == []
+
+
+def test_a_file_that_goes_while_leftovers_are_looked_for_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "left.stdout").touch()
+    monkeypatch.setattr(os, "listdir", lambda folder: ["gone.journal", "left.stdout"])
+    module.Runner.sweep(SimpleNamespace(live={}, folder=str(tmp_path)))  # type: ignore[arg-type]
+    assert not (tmp_path / "left.stdout").exists()
 
 
 def test_half_a_line_is_not_read_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -543,6 +543,31 @@ def test_an_upsert_finds_keys_of_numpy_and_refuses_a_time_that_is_none(name: str
         ctx.load(f"none.{name}", [{"k": pandas.NaT, "n": 1}], mode="upsert", key="k")
 
 
+def test_a_text_in_a_column_of_lists_does_not_become_its_letters(ctx: Context) -> None:
+    pytest.importorskip("pyarrow")
+    tagged = [[{"tags": ["a"]}], [{"tags": ["b"]}], [{"tags": "urgent"}]]
+    with pytest.raises(module.SourceError, match=r"column 'tags' is .*, which 'urgent' is not") as refused:
+        ctx.load("rows.parquet", iter(tagged))
+    assert "use no stream" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize("name", ["csv", "jsonl", "parquet"])
+def test_a_first_batch_without_rows_is_passed_over(name: str, ctx: Context) -> None:
+    if name == "parquet":
+        pytest.importorskip("pyarrow")
+    for _ in range(2):
+        assert ctx.load(f"rows.{name}", iter([[], [{"a": "1"}], []])) == 1
+    assert ctx.extract(f"rows.{name}") == [{"a": "1"}, {"a": "1"}]
+
+
+def test_an_append_reads_what_is_there_with_the_options_of_a_reader(ctx: Context) -> None:
+    for _ in range(2):
+        ctx.load("rows.tsv", [{"a": "two\nlines"}], quote='"')
+    assert ctx.extract("rows.tsv", quote='"') == [{"a": "two\nlines"}] * 2
+    with pytest.raises(module.BadRequest, match="has no option 'quote'"):
+        ctx.load("rows.tsv", [{"a": "x"}], quote='"', mode="replace")
+
+
 def test_what_parquet_itself_refuses_names_it(ctx: Context) -> None:
     pytest.importorskip("pyarrow")
     with pytest.raises(module.SourceError, match="not for Parquet: Cannot write struct type 'a'"):

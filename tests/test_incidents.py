@@ -190,3 +190,12 @@ def test_a_limited_key_sees_the_incidents_of_its_pipelines_only(home: Tau) -> No
     for word in (ids["other"], "inc:000000000000"):
         hidden = home("inspect", word, exit=3, **environ)
         assert hidden["message"] == f"no pipeline named '{word}'"
+
+
+def test_nobody_waits_for_incidents_of_what_is_undeployed(fresh: Tau) -> None:
+    fresh.run_it("def it(ctx): raise KeyError", exit=1)
+    (opened,) = fresh("errors")["incidents"]
+    fresh("undeploy", "it")
+    assert [row["status"] for row in fresh("errors")["incidents"]] == ["closed"]
+    fresh.run_it("def it(ctx): raise KeyError", exit=1)
+    assert [(row["incident"], row["count"]) for row in fresh("errors")["incidents"]] == [(opened["incident"], 2)]

@@ -256,6 +256,43 @@ def test_a_stream_may_widen_the_table_that_it_makes(house: str, ctx: Context) ->
     assert ctx.records("done")[-2]["columns"] == {"n": "integer|real"}
 
 
+def test_replace_declares_a_column_anew_that_is_empty_in_the_first_batch(house: str, ctx: Context) -> None:
+    ctx.load(house, [{"zip": 1067, "n": 1}], "t")
+    ctx.load(house, iter([[{"zip": None, "n": 1}], [{"zip": "01067", "n": 2}]]), "t", mode="replace")
+    assert [row["zip"] for row in ctx.extract(house, "SELECT zip FROM t ORDER BY n")] == [None, "01067"]
+
+
+def test_a_stream_that_makes_a_table_is_told_the_way_that_works(house: str, ctx: Context) -> None:
+    batches = [[{"zip": 10115}], [{"zip": "01067"}]]
+    with pytest.raises(module.SourceError) as refused:
+        ctx.load(house, iter(batches), "t")
+    assert "use no stream" in str(refused.value.hint)
+    ctx.load(house, [row for batch in batches for row in batch], "t")
+    with pytest.raises(module.SourceError) as refused:
+        ctx.load(house, [{"zip": b"x"}], "t")
+    assert "DROP TABLE" in str(refused.value.hint)
+
+
+def test_rows_of_several_shapes_need_a_statement_for_each_shape(
+    house: str, ctx: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[Any] = []
+    insert = module.Loading.insert
+    monkeypatch.setattr(module.Loading, "insert", lambda self, *given: (done.append(given), insert(self, *given))[1])
+    rows = [{"id": number, **({"x": number} if number % 2 else {})} for number in range(40)]
+    for mode in ("upsert", "append"):
+        ctx.load(house, [{"id": -1, "x": 0}], "t", mode="upsert", key="id")
+        done.clear()
+        ctx.load(house, rows, "t", mode=mode, key="id" if mode == "upsert" else ())
+        assert len(done) == 2
+        assert ctx.extract(house, "SELECT id, x FROM t WHERE id >= 0 ORDER BY id") == [
+            {"x": None, **row} for row in rows
+        ]
+        ctx.sql("DELETE FROM t", connection=house)
+    ctx.load(house, [{"id": 1, "x": 1}, {"id": 1}, {"id": 1, "x": 3}, {"id": 1}], "t", mode="upsert", key="id")
+    assert ctx.extract(house, "t") == [{"id": 1, "x": 3}]  # in their order
+
+
 @pytest.mark.parametrize("key", [(), "id"])
 def test_the_first_value_decides_the_kind_of_a_column(key: Any, house: str, ctx: Context) -> None:
     mode = "upsert" if key else "append"

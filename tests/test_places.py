@@ -168,7 +168,7 @@ BAD: dict[str, tuple[Callable[[Context], Any], type[Exception], str, str]] = {
         "did you mean 'delimiter'?",
     ),
     "an option of the other way": (
-        lambda ctx: ctx.load("a.csv", ROWS, ragged=True),
+        lambda ctx: ctx.load("a.csv", ROWS, ragged=True, mode="replace"),
         module.BadRequest,
         "writing csv has no option 'ragged'",
         "takes",

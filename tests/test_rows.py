@@ -201,6 +201,27 @@ def test_frames_and_tables_are_rows(ctx: Context) -> None:
         del module.SOURCES["frames"]
 
 
+def test_frames_of_a_generator_are_batches(ctx: Context) -> None:
+    pandas = pytest.importorskip("pandas")
+    frames = [pandas.DataFrame({"id": [1, 2]}), pandas.DataFrame({"id": [3]})]
+    assert ctx.load("sqlite:///a.db", iter(frames), "t") == 3
+    assert ctx.extract("sqlite:///a.db", "t") == [{"id": 1}, {"id": 2}, {"id": 3}]
+    with pytest.raises(module.BadRequest, match="row 1 is no dict"):
+        ctx.load("sqlite:///a.db", frames, "t")
+
+
+def test_a_step_that_drops_everything_gives_its_columns_to_nobody(ctx: Context) -> None:
+    def paid(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{"id": row["id"], "eur": row["raw"]} for row in rows if row["status"] == "paid"]
+
+    raw = [{"id": 1, "raw": 5, "status": "open"}, {"id": 2, "raw": 6, "status": "paid"}]
+    for target in ("sqlite:///a.db", "a.csv", "a.jsonl"):
+        for rows in (raw, raw[:1]):
+            ctx.load(target, ctx.transform(rows, [paid]), table := "t" if "sqlite" in target else None)
+        assert [{**row} for row in ctx.extract(target, table)] in ([{"id": 2, "eur": 6}], [{"id": "2", "eur": "6"}])
+    assert ctx.transform(raw[:1], [paid, "SELECT status FROM data"]) == []  # SQL knows the last columns there were
+
+
 def test_durations_are_durations_after_sql(ctx: Context) -> None:
     rows = [{"took": datetime.timedelta(seconds=90)}, {"took": None}]
     assert ctx.transform(rows, ["SELECT took FROM data"]) == rows

@@ -641,6 +641,8 @@ def test_overlapping_ticks_wait_are_skipped_or_take_over(tmp_path: Path) -> None
         statuses = world.rows("SELECT status FROM runs WHERE pipeline = 'c' ORDER BY run_id")
         assert statuses == [("running",), ("cancelled",), ("queued",)]
         assert {*world.runner.stopped} == {world.rows("SELECT min(run_id) FROM runs WHERE pipeline = 'c'")[0][0]}
+        (told,) = world.events("run.cancelling")
+        assert (told["actor"], {told["data"]["run_id"]}) == ("scheduler", {*world.runner.stopped})
 
     in_world(tmp_path, story)
 
@@ -1200,12 +1202,64 @@ def test_several_expressions_and_bounds_are_one_schedule(tau: Tau) -> None:
         tau("undeploy", name)
 
 
+def test_while_all_is_paused_nothing_is_next_or_late(fresh: Tau) -> None:
+    text = "from tau import pipeline\n@pipeline(every='1h')\ndef waits(ctx): ...\n"
+    fresh.deploy(text)
+    assert fresh("list")["pipelines"][0]["next_at"]
+    fresh("pause", "--all")
+    again = fresh.deploy(text + "# another\n")["pipelines"][0]
+    assert (
+        again["next_at"] is fresh("list")["pipelines"][0]["next_at"] is fresh("status")["scheduler"]["next_at"] is None
+    )
+    seen = fresh.call("watch")
+    assert (seen["ticks"], seen["late"]) == ([], [])
+    assert fresh.call("calendar")["pipelines"][0]["coming"] == []
+    fresh("resume", "--all")
+    assert fresh("list")["pipelines"][0]["next_at"]
+
+
+def test_a_time_of_a_new_schedule_is_in_its_own_zone(tau: Tau) -> None:
+    tau.deploy(
+        "from tau import pipeline\n@pipeline(schedule='0 6 * * *', timezone='Europe/Berlin')\ndef zoned(ctx): ...\n"
+    )
+    for _ in range(2):
+        assert tau("schedule", "zoned", "--at", "2099-01-01T06:00")["next_at"] == "2099-01-01T06:00:00.000Z"
+    tau("undeploy", "zoned")
+
+
+def test_a_deployment_says_that_it_changes_a_schedule(tau: Tau) -> None:
+    path = tau.write("from tau import pipeline\n@pipeline\ndef timed(ctx): ...\n", "timed.py")
+    said = [tau("deploy", path, "--schedule", cron)["changed"] for cron in ("@daily", "@daily", "@hourly", "@hourly")]
+    assert said == [True, False, True, False]
+    tau("undeploy", "timed")
+
+
+def test_why_tells_of_a_backfill_and_of_a_success_that_was_passed_over(fresh: Tau) -> None:
+    fresh.deploy(
+        "from tau import pipeline\n@pipeline(schedule='@hourly')\ndef first(ctx): ...\n"
+        "@pipeline(after=['first'])\ndef second(ctx): ...\n"
+    )
+    begin = module.rfc3339((time.time() // 3600 - 2) * 3600)
+    (row,) = fresh("backfill", "first", "--from", begin, "--to", begin)["runs"]
+    fresh("wait", row["run_id"])
+    told = fresh("why", "first", "--at", begin)
+    assert f"{row['run_id']} (backfill): success" in told["answer"]
+    eventually(lambda: fresh("runs", "second")["total"] == 1)
+    assert "(chain)" in fresh("why", "second")["answer"]
+    fresh("pause", "second")
+    fresh("run", "first")
+    eventually(lambda: "was passed over (paused)" in fresh("why", "second")["answer"])
+    assert "Nothing ran: the success of first at " in fresh("why", "second")["answer"]
+    again = fresh("backfill", "first", "--from", begin, "--to", begin)
+    assert (again["runs"], again.get("hint")) == ([], None)
+
+
 def test_now_fires_the_next_tick_as_that_tick_and_once(tau: Tau) -> None:
     name = hello(tau, "early")
     assert "no tick to come" in tau("schedule", name, "--now", exit=2)["message"]
     tick = tau("schedule", name, "0 6 * * *")["next_at"]
     fired = tau("schedule", name, "--now")
-    assert (fired["scheduled_for"], fired["changed"], fired["next_at"]) == (tick, True, tick)
+    assert (fired["scheduled_for"], fired["changed"], fired["next_at"] > tick) == (tick, True, True)
     ended = tau("wait", fired["run_id"])
     assert (ended["trigger"], ended["scheduled_for"]) == ("schedule", tick)
     again = tau("schedule", name, "--now")
@@ -1213,7 +1267,24 @@ def test_now_fires_the_next_tick_as_that_tick_and_once(tau: Tau) -> None:
     at = tau("why", name, "--at", tick)
     assert (at["tick"]["decision"], at["tick"]["run_id"]) == ("fired", fired["run_id"])
     assert f"The tick of {tick} has run {fired['run_id']}: success." in at["answer"]
+    assert f"It runs next at {fired['next_at'][:19]}" in tau("why", name)["answer"]
     tau("schedule", name, "--clear")
+
+
+def test_another_time_zone_of_the_settings_runs_nothing_again(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.set("p", cron="0 6 * * *")
+        await world.pass_time(12 * HOUR)
+        assert world.ticks() == [6]
+        await world.finish_all()
+        world.agenda.timezone = "America/New_York"  # 06:00 there was at 10:00
+        await world.write(world.agenda.refresh, int(world.clock.wall))
+        await world.look()
+        assert world.ticks() == [6]
+        await world.pass_time(24 * HOUR)
+        assert world.ticks() == [6, 34]
+
+    in_world(tmp_path, story)
 
 
 def test_a_tick_that_ran_early_does_not_run_again(tmp_path: Path) -> None:
@@ -1223,8 +1294,8 @@ def test_a_tick_that_ran_early_does_not_run_again(tmp_path: Path) -> None:
         await world.finish_all()
         await world.pass_time(2 * HOUR + 1)
         assert world.ticks() == [1, 2]
-        assert [event["reason"] for event in world.events("tick.skipped")] == ["has a run"]
-        assert world.events("tick.skipped")[0]["data"]["run_id"] == fired["run_id"]
+        assert world.events("tick.fired")[0]["run_id"] == fired["run_id"]
+        assert world.events("tick.skipped") == []  # each tick has one decision
 
     in_world(tmp_path, story)
 

@@ -57,7 +57,7 @@ def test_the_schema_is_served(tau: Tau) -> None:
     assert run["params"]["properties"]["wait"] == {
         "type": "boolean",
         "default": True,
-        "description": "do not wait: answer as soon as the run is durable",
+        "description": "do not wait (on the wire, wait=false): answer as soon as the run is durable",
     }
     assert run["params"]["properties"]["params"]["type"] == ["object", "null"]
     assert schema["moves"]["queued"] == ["running", "cancelled", "timed_out"]
@@ -149,7 +149,7 @@ ENDS["open"] = (5,)  # there is no TCP port
 ENDS |= dict.fromkeys(
     ("namespace_create", "namespace_remove", "namespace_audit", "key_create", "key_revoke"), (0, 2, 3)
 )  # there is no executor and no namespace
-ENDS |= {"claim": (3,), "heal": (2,), "create": (2,)}  # there is no incident and no agent
+ENDS |= {"claim": (3,), "heal": (2,), "create": (2, 5)}  # there is no incident and no agent
 ENDS |= dict.fromkeys(("notify_test", "notify_retry"), (3,))  # there is no recipient
 
 

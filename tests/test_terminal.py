@@ -360,6 +360,24 @@ def test_a_mistake_in_another_file_is_shown_where_it_is(tau: Tau) -> None:
         assert (error["file"], error["line"], error["source_line"]) == ("rules.py", line, code)
 
 
+def test_why_a_run_waits_for_its_next_attempt_is_shown(tau: Tau) -> None:
+    tau.deploy(
+        "from tau import pipeline\n@pipeline(retries=1, retry_delay='1h')\ndef waits(ctx): raise KeyError('x')\n"
+    )
+    run_id = tau("run", "waits", "--detach")["run_id"]
+    eventually(lambda: tau("inspect", run_id)["status"] == "retrying")
+    assert "KeyError: 'x'" in on_terminal(tau, "inspect", run_id)[1]
+    tau("cancel", run_id)
+
+
+def test_lines_that_are_gone_are_told(fresh: Tau) -> None:
+    lines = module.LOG_TAIL + 20_000
+    fresh.run_it(f"def it(ctx):\n    for i in range({lines}): ctx.log(str(i))")
+    assert re.search(r"dropped +[1-9]", on_terminal(fresh, "logs", "it")[1])
+    fresh.run_it("def it(ctx): ...")
+    assert "no lines: " in on_terminal(fresh, "logs", "it")[1]
+
+
 def test_risks_are_shown(tau: Tau) -> None:
     tau.deploy("from tau import pipeline\n@pipeline\ndef risky(ctx): ctx.check(True)\n", "risky.py")
     path = tau.write("from tau import pipeline\n@pipeline\ndef risky(ctx): ...\n", "risky.py")

@@ -470,8 +470,10 @@ ZONES = {
     "UTC+14": "that is Etc/GMT-14, signed the other way round; a place, for example Europe/London, has summer time too",
     "utc": "write UTC",
     "Pacific Time": "for example Europe/London",
-    "europe/london": "did you mean 'Europe/London'? for example Europe/London",
-    "Tokyo": "did you mean 'Asia/Tokyo'? for example Europe/London",
+    "europe/london": "did you mean 'Europe/London'?",
+    "Tokyo": "did you mean 'Asia/Tokyo'?",
+    "Rome": "did you mean 'Europe/Rome'?",
+    "America/Berlin": "did you mean 'Europe/Berlin'?",
     "Mars/Base": "for example Europe/London",
 }
 

@@ -48,6 +48,68 @@ def test_append_replace_and_upsert(house: str, ctx: Context) -> None:
     assert ctx.extract(house, "t") == rows[:1]
 
 
+def test_of_two_that_replace_a_table_of_postgresql_one_waits(postgres: str, ctx: Context) -> None:
+    ctx.sql("DROP TABLE IF EXISTS t", connection=postgres)
+    for before in ([], [{"a": 0}]):
+        if before:
+            ctx.load(postgres, before, "t", mode="replace")
+        begun, go_on = threading.Event(), threading.Event()
+
+        def slow(begun: threading.Event = begun, go_on: threading.Event = go_on) -> Iterator[list[dict[str, Any]]]:
+            yield [{"a": 1}]
+            begun.set()
+            go_on.wait(PATIENCE_S)
+            yield [{"a": 1}]
+
+        first = threading.Thread(target=lambda slow=slow: ctx.load(postgres, slow(), "t", mode="replace"))
+        second = threading.Thread(target=lambda: ctx.load(postgres, [{"a": 2}], "t", mode="replace"))
+        first.start()
+        assert begun.wait(PATIENCE_S)
+        second.start()
+        second.join(0.3)
+        go_on.set()
+        first.join()
+        second.join()
+        assert ctx.extract(postgres, "t") == [{"a": 2}]
+
+
+def test_a_change_of_a_table_of_postgresql_waits_a_minute_at_most(postgres: str, ctx: Context) -> None:
+    ctx.load(postgres, [{"a": 1}], "waits", mode="replace")
+    with module.Alchemy(postgres, ctx._around) as house:
+        house.execute("ALTER TABLE waits ADD COLUMN b INT")
+        assert [row["lock_timeout"] for batch in house.execute("SHOW lock_timeout") for row in batch] == ["1min"]
+
+
+def test_a_file_of_duckdb_is_free_after_a_load(ctx: Context) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    pytest.importorskip("duckdb_engine")
+    ctx.load("duckdb:///a.duckdb", [{"a": 1}], "t")
+    with duckdb.connect("a.duckdb") as db:
+        assert db.execute("SELECT a FROM t").fetchall() == [(1,)]
+        with pytest.raises(module.SourceError) as refused:
+            ctx.extract("duckdb:///a.duckdb?access_mode=read_only", "t")
+        assert "has it open" in str(refused.value.hint)
+
+
+#: Statement → what its hint says.
+HINTS = {
+    "SELECT 1 WHERE now() > :day::date": "CAST(:name AS date)",
+    "INSERT INTO needs (id) VALUES (1)": "each new row needs a value",
+}
+
+
+@pytest.mark.parametrize("query", HINTS)
+@pytest.mark.parametrize("kind", ["postgresql", "duckdb"])
+def test_a_database_that_refuses_has_a_hint(
+    query: str, kind: str, ctx: Context, request: pytest.FixtureRequest
+) -> None:
+    house = empty_house(kind, request, ctx)
+    ctx.sql("CREATE TABLE needs (id INT, name TEXT NOT NULL)", connection=house)
+    with pytest.raises(module.SourceError) as refused:
+        ctx.sql(query, {"day": "2026-01-01"} if ":day" in query else {}, connection=house)
+    assert HINTS[query] in str(refused.value.hint)
+
+
 def test_new_columns_are_added_and_missing_cells_are_left(house: str, ctx: Context) -> None:
     ctx.load(house, [{"id": 1, "a": 1}], "t", mode="upsert", key="id")
     ctx.load(house, [{"id": 1, "b": "x"}, {"id": 2, "a": 2}, {"b": "y", "id": 3}], "t", mode="upsert", key="id")
