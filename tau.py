@@ -6039,7 +6039,8 @@ async def undeploy(call: Call, name: PipelineName) -> Json:
     if name.rpartition("/")[2] == CANARY:
         await call.store.write(call.store.delete_pipeline, name)
         remove_tree(data_directory(call.daemon.home, name))
-    return {"name": name, "changed": cancelled is not None, "cancelled_runs": cancelled or []}
+    about = {"cancelled_runs": cancelled or [], "downstream": call.caller.sift(call.ask.chains(name)[1])}
+    return {"name": name, "changed": cancelled is not None} | about
 
 
 @sifts
@@ -7196,6 +7197,8 @@ def find_blockers(call: Call, schedule: Json, upstream: list[Json]) -> Iterator[
             yield {"by": "paused", **pause, "all": not scope, "hint": shell_line("tau", "resume", word)}
     if overlap != "allow" and (active := ask.unfinished_ticks(name)):
         yield {"by": "overlap", "overlap": overlap, "run_ids": active[:TICKS_SHOWN]}
+    if call.store.database.is_full:
+        yield {"by": "no room", "hint": "make room on the disk"}
     if ask.is_full(namespace_of(name), most := call.settings["max_queued"]):
         yield {"by": "queue full", "queued": most, "hint": "tau status"}
     namespace = ask.namespace(namespace_of(name))
@@ -7235,7 +7238,7 @@ def past_words(tick: Json) -> str:
 def future_words(kind: str | None, coming: Json, blockers: list[Json]) -> str:
     """Says in a sentence when a pipeline runs next."""
     causes = dict.fromkeys(blocker["by"] for blocker in blockers)
-    if stops := [cause for cause in causes if cause in ("disabled", "paused", "invalid")]:
+    if stops := [cause for cause in causes if cause in ("disabled", "paused", "invalid", "no room")]:
         return f"It does not run by itself: {', '.join(stops)}."
     if coming["tick"]:
         return f"It runs next at {coming['local']} ({coming['tick']}{MOVED if coming['moved'] else ''})."
@@ -8734,7 +8737,7 @@ SHAPES = """
     built: entry digest dependencies:text* built:flag log:text*;
     check: ok error:error? pipelines:{&pipeline function? entry environment:text? origin:text* ticks:time*}*
         environments:built* secrets:text?% missing_imports:text* missing_secrets;
-    undeploy: name changed cancelled_runs:text*; rollback: name version previous:integer changed next;
+    undeploy: name changed cancelled_runs:text* downstream; rollback: name version previous:integer changed next;
     versions: versions:{version probation:integer? proof:proof? live deployed_at actor reason entry runs
         last_status:text?}* &listed;
     list: pipelines:{name version last_run_id:text? last_status:text? last_run_at next_at held upstream description

@@ -133,7 +133,11 @@ def test_a_deployment_may_have_more_files_on_the_wire(tau: Tau) -> None:
 def test_undeploy_takes_out_of_service_and_keeps_history(tau: Tau) -> None:
     version = tau.deploy(HELLO)["pipelines"][0]["version"]
     run_id = tau("run", "hello")["run_id"]
-    assert tau("undeploy", "hello") == {"name": "hello", "changed": True, "cancelled_runs": []}
+    after = "from tau import pipeline\n@pipeline(after=['hello'])\ndef follows_hello(ctx): ...\n"
+    tau.deploy(after, "after.py")
+    gone = {"name": "hello", "changed": True, "cancelled_runs": [], "downstream": ["follows_hello"]}
+    assert tau("undeploy", "hello") == gone
+    assert tau("undeploy", "follows_hello")["downstream"] == []
     assert tau("undeploy", "hello")["changed"] is False
     assert tau("undeploy", "never_was")["changed"] is False
     assert "hello" not in [one["name"] for one in tau("list", "--limit", 1000)["pipelines"]]
