@@ -2242,9 +2242,8 @@ def is_read_only() -> bool:
 
 def refuse_writes(method: str, effect: str) -> None:
     if effect != "reads" and is_read_only():
-        raise Forbidden(
-            f"TAU_READ_ONLY is set: '{method}' can change something", "unset TAU_READ_ONLY; or look with `tau list`"
-        )
+        hint = "unset TAU_READ_ONLY; or look with `tau list`"
+        raise Forbidden(f"TAU_READ_ONLY is set: '{method}' can change something", hint)
 
 
 class Peer:
@@ -5087,11 +5086,8 @@ class View:
         if "moved" in document:
             times = zip(*(document.pop(key) for key in ("local", "ticks", "moved")), strict=True)
             document["ticks"] = [{"local": local, "tick_at": tick, "moved": moved} for local, tick, moved in times]
-        unsaid = (
-            ("all", False),
-            ("total", document.get("total")),
-            ("log_dropped", 0),
-        )  # a cut list says how many there are
+        # A cut list says how many there are.
+        unsaid = (("all", False), ("log_dropped", 0), ("total", document.get("total")))
         shown = dict(pair for pair in document.items() if pair[1] not in (None, "", [], {}) and pair not in unsaid)
         keys = [key for key in (*omit(shown, LAST), *LAST) if key in shown and (only is None or key in only)]
         if {*keys} <= {"hint"} and (empty := next(iter(only or document), "")):
@@ -5276,11 +5272,8 @@ PAINTERS: dict[str, Any] = {
 #: First character of a line of a diff → its style.
 DIFF = {"+": "success", "-": "failed", "@": "dim"}
 #: Command → the keys that a person sees, if not all.
-SHOWN = {
-    "logs": ("lines", "unfinished", "truncated", "log_dropped"),
-    "doctor": ("checks",),
-    "why": ("answer", "held", "recent"),
-}
+SHOWN = {"logs": ("lines", "unfinished", "truncated", "log_dropped"), "doctor": ("checks",)}
+SHOWN |= {"why": ("answer", "held", "recent")}
 SHOWN |= {"key_list": ("keys",), "namespace_audit": ("ok", "matrix", "leaks"), "env_list": ("environments", "daemon")}
 #: Keys of a run's document that its first line has, and those that come last, which are all that is shown of its end.
 HEAD = ("run_id", "pipeline", "version", "status", "duration_ms", "attempt", "trace", "log_lines", "log_dropped")
@@ -6794,9 +6787,8 @@ def calendar(
 def coming(call: Call, row: Json, until: int) -> Json:
     """Returns the first ticks of a schedule up to an instant, and whether there are more."""
     options, first = row["options"], list[str]()
-    if (
-        row["due_at"] and not call.ask.pause("") and (begin := instant_of(row["next_at"])) <= until
-    ):  # the next one is known already
+    is_due = row["due_at"] and not call.ask.pause("")
+    if is_due and (begin := instant_of(row["next_at"])) <= until:  # the next one is known already
         times, _ = timing(call, row)
         first = [rfc3339(at) for at, _ in first_ticks(call, times, begin - 1, DAY_S // 3600 + 1, until)]
     zone = options["timezone"] or call.agenda.timezone
@@ -23139,11 +23131,8 @@ def comes_back(given: Any, back: Any, declared: str = "") -> bool:
         return len(given) == len(back) and all(comes_back(*pair, declared) for pair in zip(given, back, strict=True))
     if given is None or back is None or given != given:
         return (given is None or given != given) and (back is None or back != back)
-    if (
-        isinstance(given, str)
-        and declared
-        and (kind_of(type(back)).name in ("other", "uuid", "json") or hasattr(back, "days"))
-    ):
+    is_odd = kind_of(type(back)).name in ("other", "uuid", "json") or hasattr(back, "days")
+    if isinstance(given, str) and declared and is_odd:
         return True  # a text that only the database can read: an address, a range, an interval
     with contextlib.suppress(ValueError, ArithmeticError):
         if isinstance(back, str) and isinstance(given, (int, float, decimal.Decimal)):  # an amount of money
@@ -23501,9 +23490,7 @@ def note_drift(step: Step, is_whole: bool = True) -> None:
     now_seen = step.seen.document() | {"rows": step.rows_in if step.rows_out is None else step.rows_out}
     is_sure = is_whole and before["times"] == 1  # else only new columns and kinds tell anything
     changes = [change for change in differences(before, now_seen) if is_sure or change["what"] in ("added", "retyped")]
-    changes = [
-        change for change in changes if change["what"] != "retyped" or not is_narrower(change["now"], change["before"])
-    ]
+    changes = [it for it in changes if it["what"] != "retyped" or not is_narrower(it["now"], it["before"])]
     fresh = [change for change in changes if change not in attempt.drifts]
     if fresh and len(attempt.drifts) < DRIFTS_MAX:
         about = {"t": "drift", "at": now(), "name": "", "step": step.path, "data": {"changes": fresh}}
