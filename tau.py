@@ -1116,8 +1116,11 @@ DONE_COLUMNS = ("status", "duration_ms", "rows_in", "rows_out", *SEEN_COLUMNS, "
 NEW_STEP = {**dict.fromkeys(DONE_COLUMNS), "status": "running", "finished_n": None}
 
 
-def pick_fields(document: Json, fields: str | None) -> Json:
-    """Returns the parts of an answer that *fields* names, as `a,b.c`, and how it is cut.  Of a list: of each item."""
+def pick_fields(document: Json, fields: str | None, method: str = "") -> Json:
+    """Returns the parts of an answer that *fields* names, as `a,b.c`, and how it is cut.  Of a list: of each item.
+
+    Raises BadRequest for a part that the answers of *method* never have.
+    """
     if fields is None:
         return document
     paths = [path.strip().split(".") for path in fields.split(",", FIELDS_MAX)]
@@ -1127,6 +1130,10 @@ def pick_fields(document: Json, fields: str | None) -> Json:
             level = [item for value in level for item in (value if isinstance(value, list) else [value])]
             holders = [item for item in level if isinstance(item, dict)]
             if level != [None] * len(level) and not any(name in holder for holder in holders):
+                if method and f'"{name}":' in encode_json(
+                    sys.modules[__name__].interface(method, None, None)["answer"]
+                ):
+                    break
                 known = dict.fromkeys(key for holder in holders for key in holder)
                 hint = did_you_mean(name, known, f"there is {cut_text(', '.join(known), 300) or 'nothing in it'}")
                 raise BadRequest(f"--fields: the answer has no '{name}'", hint)
@@ -1950,7 +1957,7 @@ def fence(document: Json) -> str:
     """Returns a document as a model may read it: data between marks that nobody could know, with nothing invisible."""
     text, mark = spelled(encode_json(document)), os.urandom(6).hex()
     if len(text) > MODEL_BYTES_MAX:
-        raise TooMuch(f"the answer has {len(text):,} characters", "ask for less: --limit, --tail, --grep or --fields")
+        raise TooMuch(f"the answer has {len(text):,} characters", "ask for less, with --fields or other options of it")
     return f"<data {mark}>\n{text}\n</data {mark}>"
 
 
@@ -1981,6 +1988,13 @@ def check_paths(paths: Collection[Any]) -> None:
         folders.update("/".join(parts[:end]) for end in range(1, len(parts)))
     for path in folders.intersection(paths):
         raise BadRequest(f"'{path}' is a file and a folder", hint)
+
+
+def written_content(content: bytes) -> Json:
+    try:
+        return {"text": content.decode("utf-8")}
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(content).decode("ascii")}
 
 
 def read_content(file: Json) -> bytes:
@@ -3941,13 +3955,38 @@ def command(words: list[str]) -> int:
                 document = ASKING.get(chosen.name, ask_live)(client, chosen.name, params, view)
     except TauError as problem:
         left = problem.detail.pop("include", None) or left_behind(str(problem), given.get("files", ""))
-        hint = f"add {shell_line('--include', left)}" if left else near(problem.hint)
+        hint = f"add {shell_line('--include', left)}" if left else spoken_there(near(problem.hint), asked)
         problem.hint = re.sub("^add (?=--)", lambda _: shell_line("tau", *words) + " ", hint)
         raise
     view.people = (view.people or params.get("raw", False)) and fields is None
     if document:
-        view.show(chosen.name, pick_fields(document, fields))
+        view.show(chosen.name, commands_there(pick_fields(document, fields, chosen.name), asked))
     return exit_of(chosen.name, document)
+
+
+def spoken_there(text: str, asked: Json) -> str:
+    """Has the commands in a text speak to the same daemon, and mean the same namespace, as this one was told to."""
+    flags = [word for name, value in asked.items() if value for word in (f"--{name}", value)]
+    return (
+        re.sub("(^|`)tau (?=[a-z])", lambda match: f"{match[1]}{shell_line('tau', *flags)} ", text) if flags else text
+    )
+
+
+def commands_there(value: Any, asked: Json) -> Any:
+    """Does so for all commands in an answer, and leaves alone what is a user's."""
+    if isinstance(value, list):
+        return [commands_there(item, asked) for item in value]
+    if not isinstance(value, dict):
+        return value
+    told = {key: commands_there(item, asked) for key, item in value.items() if key not in USERS_OWN}
+    for key in ("next", "get", "hint"):
+        if isinstance(it := told.get(key), (str, list)):
+            told[key] = [spoken_there(text, asked) for text in it] if isinstance(it, list) else spoken_there(it, asked)
+    return value | told
+
+
+#: Keys of answers whose values are a user's, or are of a user's rows.
+USERS_OWN = ("result", "params", "state", "rows", "samples", "data", "facts", "locals", "values", "lines", "schema")
 
 
 def print_glance() -> int:
@@ -5115,11 +5154,14 @@ class View:
     # Painters.
 
     def table(self, rows: list[Json], columns: str) -> list[str]:
-        return self.grid({name: [label_of(name), *(cell(row, name) for row in rows)] for name in columns.split()})
+        texts = {name: [label_of(name), *(cell(row, name) for row in rows)] for name in columns.split()}
+        return self.grid({name: it for name, it in texts.items() if {*it[1:]} != {"-"}})
 
     def grid(self, texts: dict[str, list[str]]) -> list[str]:
         """A table: of each column its head and its cells."""
-        widths = {name: min(max(map(len, it)), 80) for name, it in texts.items() if {*it[1:]} != {"-"}}
+        if not texts:
+            return []
+        widths = {name: min(max(map(len, it)), 80) for name, it in texts.items()}
         shrink(widths, self.room)
         cells = [[cut_text(text, width).ljust(width) for text in texts[name]] for name, width in widths.items()]
         head, *body = zip(*cells, strict=True)
@@ -5132,8 +5174,8 @@ class View:
         return self.grid({name: [name, *(single_line(plain(row.get(name))) for row in rows)] for name in names})
 
     def data(self, value: Any) -> list[str]:
-        """A user's value, or the schema of params."""
-        if not isinstance(value, dict) or "additionalProperties" not in value:
+        """Params, or their schema."""
+        if not isinstance(value, dict) or not isinstance(value.get("properties"), dict):
             return [cut_text(encode_json(value), 400)]
         known = value["properties"].items()
         rows = [{"name": name, "accepts": expected(it), "default": it.get("default")} for name, it in known]
@@ -5257,7 +5299,7 @@ PAINTERS: dict[str, Any] = {
     "rows": View.rows,
     "profile": lambda view, seen: view.table([{"column": name} | seen[name] for name in seen], PROFILE),
     "params": View.data,
-    "result": View.data,
+    "result": lambda view, value: [cut_text(encode_json(value), 400)],
     "error": View.error,
     "steps": View.tree,
     "checks": View.checks,
@@ -6141,8 +6183,7 @@ def code(
     sources = visible_sources(call, row["sha256"])
     document = pick(row, "pipeline", "version", "sha256", "entry", "deployed_at")
     if out is not None:
-        files = sources.items()
-        return document | {"files": [{"path": at, "base64": base64.b64encode(it).decode("ascii")} for at, it in files]}
+        return document | {"files": [{"path": path, **written_content(it)} for path, it in sources.items()]}
     return document | {"files": [*sources], "source": sources[row["entry"]].decode("utf-8", "replace")}
 
 
@@ -6244,16 +6285,16 @@ async def await_runs(
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout):
             if follow and run_ids:
-                async for event in story_of(call, run_ids[0], tail):
+                begin = await call.beside(lambda call: call.ask.story_begin(run_ids[0], tail))
+                async for event in story_of(call, run_ids[0], begin):
                     await call.emit(event)
             for run_id in run_ids:
                 await daemon.feed.finished(run_id)
 
 
-async def story_of(call: Call, run_id: str, tail: int | None = None) -> AsyncIterator[Json]:
-    """Yields the events of a run by `seq`, from the last *tail* log lines on, until it is final."""
+async def story_of(call: Call, run_id: str, seq: int = 0) -> AsyncIterator[Json]:
+    """Yields the events of a run after the number *seq*, until it is final."""
     change: asyncio.Event | None = None
-    seq = await call.beside(lambda call: call.ask.story_begin(run_id, tail))
 
     def read(call: Call) -> list[Json]:
         page = call.daemon.feed.page(call.ask, run_id, seq)
@@ -6561,8 +6602,13 @@ async def logs(
 
     if not follow:
         return await call.beside(answer)
+    last = call.ask.run(run_id)["attempt"]
+    if until is not None or attempt not in (None, last):
+        raise BadRequest("--follow goes on to the end of the last attempt", "leave out --follow")
     call.only_waits()
-    async for event in story_of(call, run_id, tail):
+    found = await call.beside(lambda call: call.ask.logs(run_id, levels, step, tail, last, grep, (since, None))[0])
+    before = found[0]["n"] - 1 if len(found) == tail or (found and since is not None) else since
+    async for event in story_of(call, run_id, 0 if before is None else (last - 1) * 1_000_000_000 + 10 + before):
         if event["type"] == "log" and is_wanted(event):
             await call.emit(event)
     return {"run_id": run_id, "status": call.ask.status_of(run_id)}
@@ -6767,12 +6813,13 @@ def calendar(
     zone, now = Zone(timezone or call.settings["timezone"]), int(time.time())
     first = (now + zone.offset(now)) // DAY_S - days + 1
     begins = [zone.instant(day * DAY_S) for day in range(first, first + days + 1)]
-    rows, total = call.ask.calendar(limit, call.among(), name)
+    rows, total = call.ask.calendar(LIST_MAX if failures else limit, call.among(), name)
     past: Json = {row["pipeline"]: [{} for _ in range(days)] for row in rows}
     statuses = FAILURES if failures else (*MOVES,)
     for count in call.ask.daily([*past], statuses, [*map(id_at, begins)]):
         past[count["pipeline"]][count["day"]][count["status"]] = count["runs"]
-    shown = [row for row in rows if not failures or any(past[row["pipeline"]])]
+    found = [row for row in rows if not failures or any(past[row["pipeline"]])]
+    shown = found[:limit]
     until = 0 if failures else now + DAY_S
     pipelines = [
         {"pipeline": row["pipeline"], "past": past[row["pipeline"]]} | coming(call, row, until) for row in shown
@@ -6781,7 +6828,7 @@ def calendar(
         "timezone": zone.name,
         "days": [{"day": str(zone.shown(at).date()), "at": rfc3339(at)} for at in begins[:-1]],
     }
-    return about | listing(call, "pipelines", pipelines, total if len(rows) < total else len(shown))
+    return about | listing(call, "pipelines", pipelines, total if len(rows) < total else len(found))
 
 
 def coming(call: Call, row: Json, until: int) -> Json:
@@ -8142,7 +8189,10 @@ class Mcp:
         if method in ("run", "retry", "wait") and given.get("timeout") is None:
             given = given | {"timeout": TOOL_WAIT_S}
         document = await self.ask(method, omit(given, ("fields",)))
-        return fence(pick_fields(document, given.get("fields"))), exit_of(method, document) in (1, LoadFailed.exit)
+        return fence(pick_fields(document, given.get("fields"), method)), exit_of(method, document) in (
+            1,
+            LoadFailed.exit,
+        )
 
 
 #: Method → what answers it, in MODERN and in LEGACY.
@@ -8234,7 +8284,7 @@ def to_operation(name: str, options: Json, reads_only: bool) -> tuple[str, Json]
             f"--{next(iter(elsewhere))}: this speaks to one daemon", "leave it out, or configure a second server"
         )
     arguments = {}
-    for key, value in omit(options, (*COMMON, "follow", "raw", "out")).items():  # where a shell puts the answer
+    for key, value in omit(options, (*COMMON, "follow", "raw")).items():
         argument = entry.arguments[key]
         if argument.kind == "Json" and value.startswith(("@", "-")):
             raise BadRequest(f"{argument.flags[0]}: write the object itself", argument.meaning)
@@ -8741,7 +8791,7 @@ SHAPES = """
     use: place resource version run_id at:time;
     lineage: lineage:{place resource reads:user* writes:user*}* &listed unknown:text*;
     user: pipeline version run_id at:time; code: pipeline version sha256 entry deployed_at files:text* source:text;
-    code_sent: pipeline version sha256 entry deployed_at files:{path base64}*;
+    code_sent: pipeline version sha256 entry deployed_at files:{path text?:text base64?:text}*;
     code_written: version written:text* unchanged:text* next;
     peek: place resource?:text tables?:text* columns?:{name? kind? declared?:text?}* keys?:object row_count?:integer
         counted? rows?:object* profile?:object cut?:text;
@@ -9895,7 +9945,7 @@ class Call:
     def encode(self, result: Json) -> bytes:
         """Returns a result as JSON, made in pieces so that other threads run meanwhile; TooMuch if it is too large."""
         pieces, size = [], 0
-        for piece in json_pieces(pick_fields(result, self.arguments.get("fields")), 3):
+        for piece in json_pieces(pick_fields(result, self.arguments.get("fields"), self.chosen.name), 3):
             pieces.append(piece)
             size += len(piece)
             self.budget.check(size)
@@ -10172,7 +10222,11 @@ async def perform(call: Call) -> bytes:
         if call.chosen.is_question:
             return await call.beside(answer)
         result: Json | bytes = await begin(call)
-        return result if isinstance(result, bytes) else json_bytes(pick_fields(result, call.arguments.get("fields")))
+        return (
+            result
+            if isinstance(result, bytes)
+            else json_bytes(pick_fields(result, call.arguments.get("fields"), call.chosen.name))
+        )
     except NotFound as problem:
         if call.caller.patterns or (call.caller.is_limited and not problem.hint):
             problem.hint = SEEN_HINT
@@ -10994,9 +11048,10 @@ RUN_SHOWN = (
 
 def run_again(run: Json) -> list[str]:
     """Returns the words of a command that runs the same once more."""
-    words = ["run", run["pipeline"]]
-    if run["params"] and len(text := encode_json(run["params"])) < 500:
-        words += ["--params", text]
+    words, text = ["run", run["pipeline"]], encode_json(run["params"])
+    if len(text) >= 500:
+        return ["retry", run["run_id"]]
+    words += ["--params", text] if run["params"] else []
     return [*words, "--executor", run["executor"]] if run["executor"] is not None else words
 
 
@@ -11052,10 +11107,15 @@ class Case:
 
     def failing_source(self) -> Json | None:
         """Returns the deployed file in which it failed, with line numbers; of a long one the function."""
-        file, line = self.error["file"] or self.version["entry"], self.error["line"] or 1
+        file, line = self.error["file"] or self.version["entry"], self.error["line"]
         if (data := visible_sources(self.call, self.version["sha256"]).get(file)) is None:
             return None
         text = data.decode("utf-8", "replace")
+        if line is None:  # it died, or its result is wrong: its own function
+            begun = re.search(
+                rf"^ *(async +)?def +{re.escape(self.version['options']['function'])}\b", text, re.MULTILINE
+            )
+            line = text.count("\n", 0, begun.start()) + 1 if begun else 1
         first, last = (1, None) if len(text) <= SOURCE_BYTES else function_around(text, line)
         lines = [f"{number:>4}  {code}" for number, code in enumerate(text.splitlines(), 1)]
         about = {"file": file, "line": line, "deployed_from": self.version["options"].get("origin")}
@@ -11193,6 +11253,9 @@ def shorten(document: Json, budget: int) -> Json:
         for key in {"locals", "values"} & row.keys():
             shown = {name: both_ends(text, REPR_SHOWN) for name, text in row[key].items() if isinstance(text, str)}
             row[key] |= shown
+    cause = document["error"]
+    while cause := cause and cause.get("cause"):
+        cause["message"] = both_ends(cause["message"], REPR_SHOWN)
     left = len(encode_json(document))
     for share, part in itertools.product((3, 6, 12, 25, 60), CUTS):
         if left + len(encode_json([*cuts.values()])) + len(',"cut":') <= budget:
@@ -11702,10 +11765,11 @@ class Deployment:
         """Returns the live pipelines that these files no longer have, and where those that they replace came from."""
         names, gone, previously = {row["name"] for row in pipelines}, [], {}
         columns = "pipeline, function, entry, sha256, json_extract(options, '$.origin[0]') AS origin"
-        for row in call.ask.rows(f"SELECT {columns} FROM live WHERE origin IS NOT NULL") if self.origin else ():
-            name, old, new = row["pipeline"], row["origin"], self.origin[0]
+        for row in call.ask.rows(f"SELECT {columns} FROM live WHERE origin IS NOT NULL"):
+            name, old, new = row["pipeline"], row["origin"], next(iter(self.origin), "")
             looked = row["entry"] in self.entries or row["entry"] not in self.sources
-            if name in names and os.path.commonpath((old, new)) not in (old, new) and row["sha256"] != self.digest:
+            is_other = not new or os.path.commonpath((old, new)) not in (old, new)
+            if name in names and is_other and row["sha256"] != self.digest:
                 previously[name] = old
             elif old == new and looked and name not in names and row["function"] not in self.functions:
                 gone.append(name)
@@ -12609,7 +12673,7 @@ FAR_S = 5.0
 #: The most bytes of a run's records besides its log: a run that writes its own journal could fill the store.
 TRACE_BYTES_MAX = 128 << 20
 #: How many records of a kind are kept of an attempt.
-RECORDS_MAX = {"step": STEPS_MAX, "done": STEPS_MAX, "check": OBSERVATIONS_MAX, "metric": OBSERVATIONS_MAX}
+RECORDS_MAX = {"step": STEPS_MAX, "done": STEPS_MAX, "check": 2 * OBSERVATIONS_MAX, "metric": 2 * OBSERVATIONS_MAX}
 RECORDS_MAX |= {"drift": DRIFTS_MAX, "sample": 2 * SAMPLED_STEPS}
 #: The longest record, unless it has a result, a memo or errors: a message and those of its causes, with escapes.
 SHORT_BYTES_MAX = 512 << 10
@@ -16091,7 +16155,7 @@ class Questions(Sql):
             "attempt = ?": self.run(run_id)["attempt"] if attempt is None else attempt,
             "level IN (SELECT value FROM json_each(?))": [*levels] or None,
             "instr(step || '/', ? || '/') = 1": step,
-            "instr(lower(message), lower(?)) > 0": grep,
+            "instr(folded(message), folded(?)) > 0": grep,
             "n > ?": window[0],
             "n < ?": window[1],
         }
@@ -16437,8 +16501,6 @@ LAST_LINES = """
     SELECT CASE WHEN count(*) < :tail THEN 0 ELSE (max(attempt) - 1) * 1000000000 + 9
         + (SELECT min(n) FROM last WHERE attempt = (SELECT max(attempt) FROM last)) END FROM last
 """
-
-
 #: The last thing that was decided about a pipeline by itself, or by somebody.
 LAST_DECISION = """SELECT type, at, data FROM events WHERE pipeline = ?
     AND (type IN ('run.queued', 'chain.skipped') OR scheduled_for > '') ORDER BY seq DESC LIMIT 1"""
@@ -16662,6 +16724,7 @@ def set_up(db: sqlite3.Connection) -> sqlite3.Connection:
     if db.execute("PRAGMA page_count").fetchone()[0] == 0:
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only before the first table
     db.executescript(SETTINGS_OF_SQLITE)
+    db.create_function("folded", 1, str.lower, deterministic=True)  # lower() knows ASCII alone
     return db
 
 
@@ -23717,6 +23780,7 @@ class Journal:
         self.observed = 0  # checks and metrics
         self.reported_at = self.progressed_at = 0.0  # when `dropped` and progress were last written
         self.unsaid: Json | None = None  # the latest progress, if not yet written
+        self.late: dict[tuple[str, str], Json] = {}  # checks and metrics that are not written yet
 
     def open(self) -> int:
         # A run may have put a fifo there, which would let us wait for ever.
@@ -23803,21 +23867,26 @@ class Journal:
         self.dropped, self.reported_at = 0, monotonic()
 
     def finish(self) -> None:
-        """Writes the latest progress, how many lines were dropped, and the last lines."""
-        if self.unsaid is not None:
-            self.write(self.unsaid)
+        """Writes the latest progress, checks and metrics, how many lines were dropped, and the last lines."""
+        for record in (*self.late.values(), *filter(None, [self.unsaid])):
+            self.write(record)
         self.report_dropped()
         for line in self.tail:
             self.write_bytes(line)
         self.tail.clear()
 
     def observe(self, kind: str, name: str, data: Json) -> None:
-        """Writes a check or a metric, up to OBSERVATIONS_MAX."""
+        """Writes a check or a metric; after OBSERVATIONS_MAX, finish() writes the last of each name."""
         self.observed += 1
+        record = {"t": kind, "at": now(), "name": name, "step": current_path(), "data": data}
         if self.observed <= OBSERVATIONS_MAX:
-            self.write({"t": kind, "at": now(), "name": name, "step": current_path(), "data": data})
-        elif self.observed == OBSERVATIONS_MAX + 1:
-            self.log(f"more than {OBSERVATIONS_MAX:,} checks and metrics; further ones are dropped", "warning")
+            self.write(record)
+        elif len(self.late) < OBSERVATIONS_MAX or (kind, name) in self.late:
+            self.late[kind, name] = record
+        if self.observed == OBSERVATIONS_MAX + 1:
+            self.log(
+                f"more than {OBSERVATIONS_MAX:,} checks and metrics: of others the last of a name is kept", "warning"
+            )
 
     def progress(self, data: Json) -> None:
         """Writes progress at most ten times a second.  finish() writes the latest."""
@@ -24393,6 +24462,8 @@ def hint_for(problem: BaseException, attempt: Attempt) -> str | None:
     if getattr(problem, "returncode", None) == 127:
         return "a shell exits with 127 if a command is not on taud's PATH"
     if isinstance(problem, BadResult):
+        if " bytes, the limit is " in message:
+            return "return less, such as the path of a file; or raise [limits] result_bytes"
         return "return plain data; ctx.memo(…, pickle=True) keeps any object"
     if isinstance(problem, MemoryError):
         less = "`for batch in ctx.extract(…, stream=True): for row in batch:` holds one batch in memory"
@@ -24520,7 +24591,7 @@ def is_secret(name: object) -> bool:
 
 
 #: How samples are made smaller, step by step: letters of a cell, columns, rows.
-SAMPLE_CUTS = ((160, 50, 10), (60, 50, 10), (24, 50, 10), (24, 20, 10), (24, 5, 10), (24, 5, 3), (24, 5, 1), (24, 1, 1))
+SAMPLE_CUTS = ((160, 50, 10), (60, 50, 10), (24, 50, 10), (24, 50, 3), (24, 50, 1), (24, 20, 1), (24, 5, 1), (24, 1, 1))
 
 
 def sample_of(rows: list[Json], room: int) -> list[Json]:
@@ -25059,8 +25130,7 @@ async function send(path, body) {
   if (answer.ok) return said;
   throw {message: answer.statusText, ...said?.error, status, ...status > 501 && status < 505 && {code: "unavailable"}};
 }
-const ask = (...calls) => send("ask", {calls}).then(({answers, at}) => { skew = Date.parse(at) - Date.now();
-  return answers; });
+const ask = (...calls) => send("ask", {calls}).then(({answers, at}) => (skew = Date.parse(at) - Date.now(), answers));
 const answerTo = (call) => ask(call).then(([{error, result}]) => error ? Promise.reject(error) : result);
 /** A button that says what it will do before it does it; a key that may only look has none. */
 const action = (title, text, call, then, fields = [], kind = "") => me?.scope !== "read" && button(`${title} …`, () => {
@@ -25254,11 +25324,12 @@ function askRun(place) {  // and its log: the 500 lines that the address names, 
   return place.log.follows ? [inspect, ["logs", {tail: 200, ...asked, since: place.log.next}]] : [inspect];
 }
 function extend(log, {lines, first, next, total, log_dropped: dropped}) {
-  log.note ??= many(total, "line") + (dropped ? `, ${digits(dropped)} not kept` : "");
-  if (!lines.length || log.next >= first) return false;  // there may be nothing, or what another has added
+  const old = log.next >= first, note = dropped ? `, ${digits(dropped)} not kept` : "", fresh = old ? 0 : lines.length;
+  log.count = log.next === null ? total : log.count + fresh; log.note = many(log.count, "line") + note;
+  if (!lines.length || old) return false;  // there may be nothing, or what another has added
   const body = log.box.appendChild(div(""));
-  log.next = next; log.parts.push({first, body}); fill(log, body, lines);
-  while (log.parts.length > 4) log.parts.shift().body.remove();
+  log.next = next; log.parts.push({first, body, size: lines.length}); fill(log, body, lines);
+  while (log.parts.slice(1).reduce((sum, {size}) => sum + size, 0) > 800) log.parts.shift().body.remove();
   return log.follows && lines.length >= 150;
 }
 function fill(log, body, lines) {  // few in a frame, so that the browser stays quick; the next knows their height
@@ -25315,13 +25386,14 @@ async function copyCase({pipeline, run_id: id}) {
   try { copy(`${task}${data}${JSON.stringify(await answerTo(["inspect", {run_id: id}]), null, 1)}\n`,
     "Copied the case."); } catch (problem) { say(problem.message); }
 }
-const drawFrame = ({file, line, function: where, code: text, locals}) => [code("",
-  `${file ?? "?"}:${line ?? "?"} in ${where}`), pre({tabindex: 0}, long(text, 500)), facts(locals ?? {})];
+const drawFrame = ({file, line, function: where, code: text, locals}) => [code("", `${file ?? "?"}:${line ?? "?"}`,
+  where && ` in ${where}`), pre({tabindex: 0}, long(text, 500)), facts(locals ?? {})];
+const drawCause = (it) => it && [h2("", "because of ", it.type), div("message", long(it.message)), drawCause(it.cause)];
 const drawError = ({error, samples, source: from}, run) => section({class: "bad", "data-key": "error"},
   h2("", error.type, error.step && faint("in step ", name(error.step))), div("message", long(error.message)),
   error.hint && p("", "hint: ", long(error.hint)),
   div("bar", button("Copy the case for an agent", () => copyCase(run), {class: "main"})),
-    error.frames?.filter(({user}) => user !== false).slice(-4).map(drawFrame),
+    error.frames?.filter(({user}) => user !== false).slice(-4).map(drawFrame), drawCause(error.cause),
   error.facts && [h2("", "Facts"), facts(error.facts)], samples && [h2("", "Rows of step ", name(samples.step ?? "")),
     typeof samples.rows === "string" ? p("faint", samples.rows) : grid(samples.rows)],
   from?.lines && details({open: true}, summary("", `Source: ${from.file}`), source(from.lines, from.line)));
@@ -25346,7 +25418,7 @@ const drawRun = ([answer, logs], place) => drawn(answer, (found) => {
     run.error && drawError(run, run), drawSteps(run, place), drawLog(place, logs),
   div("columns", part("Facts", facts({...run, ...resources}, [...FACTS, ...Object.keys(resources ?? {}), "incident"],
     told)), run.changed && drawChanged(run.changed),
-    listed("Checks", numbered(checks), "name outcome values", "", {outcome}),
+    listed("Checks", numbered(checks.toSorted((a, b) => a.passed - b.passed)), "name outcome values", "", {outcome}),
     pairs(metrics).length > 0 && part("Metrics", facts(metrics)),
     drift.length > 0 && part("Drift", grid(drift.flatMap(({step, changes}) => changes.map((row) => ({step, ...row}))))),
     part("Next", run.next.map(command)))];
@@ -25379,8 +25451,7 @@ function drawSchedule({name: word, schedule: timing}, why) {
       timing && set_by !== "decorator" && set("Clear", "What its file says holds again.", "clear")));
 }
 const drawVersions = ({versions}, word) => listed("Versions", versions.map((row, at) => ({...row, key: row.version,
-  last: versions[at + 1]?.version})),
-  "version deployed_at by runs changes state", "", {
+  last: versions[at + 1]?.version})), "version deployed_at by runs changes state", "", {
   by: (row) => [name(row.actor, 30), row.reason && `: ${row.reason}`], changes: (row) => row.last &&
     link(address("pipeline", word, {diff: `${row.last}-${row.version}`}), "diff"),
   state: ({live, version}) => live ? status("success", "live") : action("Roll back",

@@ -156,3 +156,21 @@ def test_the_first_look_stays_small_whatever_there_is(home: Tau) -> None:
     home("shutdown")
     done = home.command()
     assert (done.exit, done.error["hint"]) == (6, "taud --detach")
+
+
+def test_a_field_that_an_answer_can_have_may_be_missing(fresh: Tau) -> None:
+    fresh.run_it("def it(ctx): ...")
+    assert fresh("inspect", "it", "--fields", "status,incident") == {"status": "success"}
+    assert [*fresh("runs", "--fields", "runs,truncated,total")] == ["runs", "total"]
+    assert fresh("inspect", "it", "--fields", "statsu", exit=2)["hint"].startswith("did you mean 'status'?")
+
+
+def test_a_list_is_cut_after_it_is_sifted(fresh: Tau) -> None:
+    text = "from tau import pipeline\n" + "".join(
+        f"@pipeline\ndef p{number}(ctx): {number} / {number}\n" for number in range(5)
+    )
+    fresh.deploy(text)
+    fresh("run", "p0", exit=1)
+    fresh("run", "p1")
+    told = fresh("calendar", "--failures", "--limit", 1)
+    assert ([row["pipeline"] for row in told["pipelines"]], told["total"]) == (["p0"], 1)

@@ -282,3 +282,30 @@ def test_two_runs_and_two_versions_are_compared(stage: Tau) -> None:
     assert "+    return 2" in stage("diff", "it", "--versions", *versions)["code"]
     assert stage("diff", "it", "--versions", "1", exit=2)["hint"] == "tau diff it --versions 1 2"
     assert json.dumps(told).count("packages") == 0
+
+
+def test_a_failure_without_a_place_shows_its_function(fresh: Tau) -> None:
+    before = "".join(f"def other_{number}():\n    return {number}\n\n" for number in range(200))
+    fresh.deploy(f"from tau import pipeline\n{before}@pipeline\ndef big(ctx):\n    return 'x' * (2 << 20)\n")
+    run = fresh("run", "big", exit=1)
+    assert run["source"]["line"] == 603
+    assert "result_bytes" in run["error"]["hint"]
+    assert any("def big(ctx)" in line for line in run["source"]["lines"])
+
+
+def test_the_innermost_cause_is_kept_and_large_params_are_tried_again(fresh: Tau) -> None:
+    fresh.deploy_it(
+        "def it(ctx, ids=()):\n    try:\n        {}['root']\n    except KeyError as problem:\n"
+        "        for number in range(4):\n            new = ValueError(f'{number} ' + 'x' * 900)\n"
+        "            new.__cause__, problem = problem, new\n        raise problem"
+    )
+    run = fresh("run", "it", "--params", json.dumps({"ids": [*range(300)]}), exit=1)
+    cause, types = run["error"], []
+    while cause:
+        types.append(cause["type"])
+        cause = cause["cause"]
+    assert types[-1] == "KeyError"
+    fresh.deploy_it("def it(ctx, ids=()): return len(ids)")
+    run = fresh("run", "it", "--params", json.dumps({"ids": [*range(300)]}))
+    (again,) = (line for line in run["next"] if "retry" in line)
+    assert fresh(*again.split()[1:])["result"] == 300

@@ -213,7 +213,10 @@ def test_another_files_name_is_taken_only_on_purpose(tau: Tau, monkeypatch: pyte
     assert (taken["changed"], taken["previously"]) == (True, {"taken": f"{root}/job.py"})
     assert tau("deploy", "other.py") == {"changed": False, "pipelines": [taken["pipelines"][0] | {"changed": False}]}
     assert tau("deploy", "job.py", "--name", "free")["changed"] is True
-    tau.call("deploy", files=[{"path": "x.py", "text": job("taken", result="'wire'")}])  # nobody knows from where
+    sent = [{"path": "x.py", "text": job("taken", result="'wire'")}]  # nobody knows from where
+    with tau.connect() as wire:
+        assert wire.ask({"id": 1, "method": "deploy", "params": {"files": sent}})["error"]["data"]["code"] == "conflict"
+    tau.call("deploy", files=sent, take_over=True)
     assert "previously" not in tau("deploy", "other.py")
     tau("undeploy", "taken")
     assert "previously" not in tau("deploy", "job.py")
@@ -232,7 +235,7 @@ def test_a_file_and_the_folder_that_it_is_in_are_no_strangers(tau: Tau) -> None:
         assert tau("deploy", root / path)["changed"] is True, path
         assert tau.call("run", name="inside_of")["result"] == number
     files = [{"path": "main.py", "text": job("inside_of", result="'odd'"), "from": odd} for odd in ("not/absolute",)]
-    assert "previously" not in tau.call("deploy", files=files)
+    assert "previously" in tau.call("deploy", files=files, take_over=True)
 
 
 FAILING = job("report", "import helper", "1 / 0")
@@ -256,7 +259,8 @@ def test_what_was_typed_deploys_it_again(tau: Tau, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(tau, "work", work)
         assert tau("inspect", "report")["source"]["deployed_from"] == again
     assert again == [f"{root}/-x", "--include", f"{root}/a b/helper.py"]
-    tau.call("deploy", files=[{"path": "main.py", "text": FAILING}, {"path": "helper.py", "text": ""}], entry="main.py")
+    sent = [{"path": "main.py", "text": FAILING}, {"path": "helper.py", "text": ""}]
+    tau.call("deploy", files=sent, entry="main.py", take_over=True)
     assert tau("run", "report", exit=1)["source"]["deployed_from"] == []
 
 

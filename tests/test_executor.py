@@ -521,3 +521,22 @@ def test_what_a_run_leaves_and_ends_when_asked_is_not_waited_for() -> None:
             code = f"subprocess.Popen(['sleep', '1000'], start_new_session={session})"
             made.deploy_it(f"import subprocess\ndef it(ctx):\n    {code}\n")
             assert made("run", "it")["status"] == "success"
+
+
+def test_following_a_log_begins_with_the_lines_that_are_wanted(fresh: Tau) -> None:
+    text = "def it(ctx):\n    ctx.log('ÜBERTRAG', 'error')\n    for i in range(300): ctx.log(str(i))"
+    run_id = fresh.run_it(text)["run_id"]
+    for words in (["--level", "error"], ["--grep", "übertrag"]):
+        shown = fresh("logs", "it", *words)["lines"]
+        followed = [line for line in fresh.command("logs", "it", "--follow", *words).lines if line.get("type") == "log"]
+        assert [line["message"] for line in shown] == [line["message"] for line in followed] == ["ÜBERTRAG"]
+    last = fresh.command("logs", "it", "--follow", "--since", 299).lines
+    assert [line["message"] for line in last if line.get("type") == "log"] == ["298", "299"]
+    assert fresh("logs", "--run", run_id, "--follow", "--until", 9, exit=2)["code"] == "bad_request"
+
+
+def test_the_last_of_many_metrics_and_a_check_that_fails_are_kept(fresh: Tau) -> None:
+    text = "def it(ctx):\n    for i in range(1500): ctx.metric('rows', i)\n    ctx.check('enough', False)"
+    trace = fresh.run_it(text, exit=1)["trace"]
+    assert trace["metrics"] == {"rows": 1499}
+    assert [(row["name"], row["passed"]) for row in trace["checks"]] == [("enough", False)]

@@ -260,7 +260,8 @@ def test_hints_work_when_they_are_given_back(web: Tau) -> None:
     with web.connect() as wire:
         failed = document(wire.ask(use("run", name="hinted"))["result"])
         assert failed["next"] == ["tau code hinted --out hinted-v1/"]
-        assert "source" in document(wire.ask(use("look", command=failed["next"][0]))["result"])
+        (file,) = document(wire.ask(use("look", command=failed["next"][0]))["result"])["files"]
+        assert file == {"path": "hinted.py", "text": BROKEN.replace("NAME", "hinted").lstrip()}
         refused = document(wire.ask(use("look", command="logs hintde"))["result"])
         assert "hinted" in refused["hint"]
 

@@ -87,6 +87,7 @@ def test_an_error_in_the_fifth_nested_call_is_diagnosable_from_inspect_alone(tau
 def test_the_same_failure_has_the_same_fingerprint_and_another_has_not(tau: Tau) -> None:
     tau.deploy(NESTED)
     first, second = (tau("run", "it", exit=1)["error"]["fingerprint"] for _ in range(2))
+    tau("undeploy", "it")
     other = tau.run_it("def it(ctx):\n    1 / 0", exit=1)["error"]["fingerprint"]
     assert re.fullmatch("[0-9a-f]{12}", first)
     assert first == second != other

@@ -378,6 +378,31 @@ def test_lines_that_are_gone_are_told(fresh: Tau) -> None:
     assert "no lines: " in on_terminal(fresh, "logs", "it")[1]
 
 
+def test_rows_without_values_are_shown(tau: Tau) -> None:
+    text = "def it(ctx):\n    rows = ctx.transform([{'last': None}], [lambda rows: rows])\n    1 / 0"
+    tau.run_it(text, exit=1)
+    assert re.search(r"last +other|last\n", on_terminal(tau, "inspect", "it", NO_COLOR="1")[1])
+    tau.run_it("def it(ctx):\n    return {'additionalProperties': 1}")
+    assert on_terminal(tau, "run", "it")[0] == 0
+
+
+def test_commands_that_are_told_speak_to_the_same_daemon(home: Tau) -> None:
+    home.start()
+    home("namespace", "create", "acme")
+    away = {"TAU_HOME": str(home.work / "elsewhere")}
+    path = home.write(
+        "from tau import pipeline\n@pipeline\ndef one(ctx): 1 / 0\n@pipeline\ndef two(ctx): ...\n", "one.py"
+    )
+    words = ("--home", str(home.home), "--namespace", "acme")
+    home(*words, "deploy", path, **away)
+    told = home(*words, "run", "one", exit=1, **away)["next"][0]
+    assert told.startswith(shlex.join(["tau", *words, "code"]))
+    assert len(home(*shlex.split(told)[1:], **away)["written"]) == 1
+    more = home(*words, "list", "--limit", "1", **away)["truncated"]["get"]
+    assert len(home(*shlex.split(more)[1:], **away)["pipelines"]) == 2
+    assert home(*words, "run", "nobody", exit=3, **away)["hint"] == f"`{shlex.join(['tau', *words, 'list'])}` shows all"
+
+
 def test_risks_are_shown(tau: Tau) -> None:
     tau.deploy("from tau import pipeline\n@pipeline\ndef risky(ctx): ctx.check(True)\n", "risky.py")
     path = tau.write("from tau import pipeline\n@pipeline\ndef risky(ctx): ...\n", "risky.py")
