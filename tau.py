@@ -95,6 +95,7 @@ if TYPE_CHECKING:
     import inspect
     import ipaddress
     import json
+    import keyword
     import linecache
     import logging
     import operator
@@ -220,7 +221,18 @@ else:
         *("argparse", "ast", "asyncio", "atexit", "base64", "bisect", "collections", "concurrent.futures"),
         *("contextlib", "contextvars", "croniter", "csv", "ctypes", "datetime", "decimal", "difflib", "email.utils"),
         *("faulthandler", "fcntl", "fnmatch", "functools", "getpass", "glob", "graphlib", "grp", "gzip", "hashlib"),
-        *("heapq", "hmac", "http.client", "importlib.util", "inspect", "ipaddress", "json", "linecache", "logging"),
+        *(
+            "heapq",
+            "hmac",
+            "http.client",
+            "importlib.util",
+            "inspect",
+            "ipaddress",
+            "json",
+            "keyword",
+            "linecache",
+            "logging",
+        ),
         *("operator", "pickle", "pwd", "queue", "random", "re", "resource"),
         *("select", "selectors", "shlex", "shutil", "signal", "socket", "sqlite3"),
         *("ssl", "struct", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "tomllib", "traceback"),
@@ -1497,7 +1509,7 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "run_id": ("--run", "which run: its id, or its first characters"),
     "files": ("", 'the file, or a folder with all its files; on the wire a list of {"path", "text" or "base64"}'),
     "include": ("", "modules and small data that go with it, files or folders; they lie beside it"),
-    "entry": ("", "load only this file of the folder, not all that use @pipeline"),
+    "entry": ("", "load only this file of the folder, not all that use @pipeline of those that lie uppermost"),
     "params": ("", "what the pipeline sees as ctx.params: a JSON object, @file, or - for stdin"),
     "texts": ("-p", "one of the params, KEY=VALUE: as JSON where the pipeline wants that, else as text"),
     "wait": ("--detach", "do not wait (on the wire, wait=false): answer as soon as the run is durable"),
@@ -4093,8 +4105,8 @@ def ask_for_try(client: Client, name: str, params: Json, view: View) -> Json:
         order = omit(params, ("files", "include", "entry", "times", "allow"))
         deployed = ask_live(own, "deploy", omit(params, (*order, "times", "allow")), view)
         names = [pipeline["name"] for pipeline in deployed["pipelines"]]
-        if "name" not in params and len(names) > 1:
-            raise BadRequest("the file has several pipelines", f"--name: one of {', '.join(names)}")
+        if params.get("name", names[0]) not in names or ("name" not in params and len(names) > 1):
+            raise BadRequest("which pipeline of the file is meant?", f"--name: one of {', '.join(names)}")
         document = ask_for_run(own, "run", {"name": names[0]} | order, view)
         run = {"run_id": document["run_id"]}
         if document.get("waited") is False:
@@ -4253,7 +4265,8 @@ def init(desk: Desk, name: str = "my_pipeline") -> Json:
         tau init orders
     """
     files = {path.replace("NAME", name): text.replace("NAME", name).lstrip() for path, text in FIRST.items()}
-    if not name.isidentifier() or any(map(os.path.lexists, files)):
+    taken = {*sys.stdlib_module_names, *keyword.kwlist, "tau"}
+    if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) or name in taken or any(map(os.path.lexists, files)):
         message = f"{', '.join(files)[:300]}: they are there already, or a function cannot have this name"
         raise Conflict(message, "give another name: `tau init first_pipeline`")
     for path, text in files.items():
@@ -8432,7 +8445,9 @@ PARTS: dict[str, Callable[..., str | list[tuple[str, str]]]] = {
         for table in [tree_of(name).value]
         for key, row in zip(table.keys, table.values, strict=True)
     ],
-    "errors": lambda: [("errors", ", ".join(kind.__name__ for kind in ERRORS.values() if kind.__name__ in __all__))],
+    "errors": lambda: [
+        ("errors", ", ".join(name for name in __all__ if TauError in getattr(globals().get(name), "__mro__", ())))
+    ],
     "commands": lambda *names: [
         (entry.examples[0].partition("  #")[0], entry.summary)
         for entry in (SHELL_COMMANDS[name] for name in names or SHELL_COMMANDS)
@@ -11092,7 +11107,7 @@ class Case:
         error: Json = self.error
         facts = dict(error.get("facts") or {})
         options, settings = self.version["options"], self.call.settings
-        if error["type"] == "MemoryError" or "out of memory" in error["message"]:
+        if error["type"] == "MemoryError" or re.search(NO_MEMORY, error["message"]):
             limits = {"@pipeline(memory=…)": options.get("memory"), "[limits] memory_bytes": settings["memory_bytes"]}
             set_in = next(filter(limits.get, limits), "the machine's own")
             peak = (self.attempt.get("ended") or {}).get("max_rss_bytes")
@@ -11162,6 +11177,8 @@ class Case:
 
 
 #: What the document of a run says of its incident.
+#: What an error says that memory has run out, besides MemoryError: also what a library says that cannot be loaded.
+NO_MEMORY = "out of memory|Cannot allocate memory|failed to map segment"
 INCIDENT_SHOWN = ("incident", "status", "count", "first_at", "last_at", "versions", "fixed_by", "fixed_run")
 #: A file up to this size is shown whole, else the function that failed, up to so many lines before and after.
 SOURCE_BYTES = 1_500
@@ -11659,7 +11676,7 @@ class Deployment:
         if where := full_name(name, self.caller.home) if name else None:
             self.demand_sight(where)  # before any code runs as that pipeline's
         for entry in self.entries:
-            if not (rows := await self.ask(entry, {"kind": "load", "pipeline": where})):
+            if not (rows := await self.ask(entry, {"kind": "load", "pipeline": where, "entries": self.entries})):
                 hint = "decorate a function: @pipeline, def hello(ctx): ...; `tau help authoring` shows how"
                 raise LoadFailed(f"{entry} has no @pipeline", hint, kind="load", file=entry)
             origin = [*self.origin, "--name", name] if self.origin and name else self.origin
@@ -16942,7 +16959,7 @@ HEADER_HINT = '# /// script\n# dependencies = ["requests"]\n# ///'
 
 def read_header(source: str, entry: str) -> Json | None:
     """Returns a script's header (PEP 723) if it names dependencies.  Raises LoadFailed if it is malformed."""
-    lines = source.split("\n")
+    lines = source.removeprefix("\ufeff").splitlines()
     begins = [number for number, line in enumerate(lines, 1) if line.rstrip() == "# /// script"]
     if not begins:
         return None
@@ -17926,6 +17943,7 @@ def warm_up(times: int) -> None:
         attempt.journal.write(returned_by(PIPELINES.pop(), PipelineContext(attempt)))
         attempt.journal.close()
     sys.stdout, sys.stderr = streams
+    asyncio.set_event_loop_policy(None)  # asyncio.get_event_loop() makes a loop only if none was ever set
 
 
 def attempt_process(job: Json, born: str | None) -> int:
@@ -18136,10 +18154,11 @@ def command_words(job: Json) -> list[str]:
     executor, names = job["executor"], re.compile(r"\{(run_id|pipeline|attempt)\}")
     words = [names.sub(lambda name: str(job[name[1]]), word) for word in executor["command"]]
     python = [executor["python"], "-c", BOOTSTRAP]
-    if not words or os.path.basename(words[0]) != "ssh":
+    at = next((at for at, word in enumerate(words, 1) if os.path.basename(word) == "ssh"), None)
+    if at is None:
         return words + python
     # ssh joins its words for a shell.  A shared connection would end with this run, for others too.
-    return [words[0], "-o", "ControlMaster=no", *words[1:], *map(shlex.quote, python)]
+    return [*words[:at], "-o", "ControlMaster=no", *words[at:], *map(shlex.quote, python)]
 
 
 def make_parcel(job: Json, journal: Journal) -> bytes:
@@ -18330,6 +18349,8 @@ def run_process(job: Json, born: str | None) -> int:
         attempt.on_stop = None  # from here on it is too late to stop
     except BaseException as problem:  # SystemExit too: whatever ends a run is its outcome
         attempt.on_stop = None
+        while isinstance(problem, BaseExceptionGroup) and len(problem.exceptions) == 1:
+            problem = problem.exceptions[0]
         in_vain = isinstance(problem, (BadRequest, MissingExtra, MissingSecret))  # another attempt would raise it too
         again = isinstance(problem, attempt.retry_on) or (False if in_vain else None)
         code = problem.code if isinstance(problem, SystemExit) else 1
@@ -18403,6 +18424,8 @@ def limit_process(limits: Json, group: str | None) -> None:
 def load_module(folder: str, entry: str) -> None:
     """Executes the deployed file as a module, which can import the files beside it."""
     path = os.path.join(folder, entry)
+    if (word := entry.removesuffix(".py")) in globals() and word in sys.stdlib_module_names:
+        importlib.import_module(word)  # before the entry can be taken for what we need
     name = import_from(folder, entry)
     if os.path.dirname(path) != sys.path[0]:  # it is in a package
         importlib.import_module(name)
@@ -18464,7 +18487,10 @@ def load_pipelines(attempt: Attempt) -> Json:
     sys.meta_path.insert(0, imports)
     load_module(attempt.job["folder"], attempt.job["entry"])
     imported = {"imports": imports.document()}
-    rows = [pipeline.to_json() for pipeline in PIPELINES]
+    others = {os.path.join(attempt.job["folder"], it) for it in attempt.job["entries"] if it != attempt.job["entry"]}
+    codes = [getattr(inspect.unwrap(pipeline.function), "__code__", None) for pipeline in PIPELINES]
+    pairs = zip(PIPELINES, codes, strict=True)  # what an entry imports from another one is that one's
+    rows = [pipeline.to_json() for pipeline, code in pairs if getattr(code, "co_filename", None) not in others]
     rows = [row | imported if isinstance(row, dict) else row for row in rows]  # else what it says is judged as it is
     return attempt.returned(rows, LINE_BYTES_MAX)
 
@@ -18776,8 +18802,7 @@ def pipeline(
     samples                show some rows if a run fails
     expose                 make it a tool of MCP, `run_NAME`
     heal                   whether the agent of tau.toml may mend it by itself: `auto`, `never`; else as `[heal] auto`
-    warm                   import its libraries once for many runs; False never does, True does even if they leave
-                           threads, which runs then lack
+    warm                   import its libraries once for many runs: False never, True also if they leave threads
     """
     given = {option: value for option, value in locals().items() if option in PIPELINE_OPTIONS}
     defaults = pipeline.__kwdefaults__ or {}
@@ -18958,7 +18983,7 @@ class Unfinished:
         """Raises BadRequest if the pipeline has returned and left some of them unawaited."""
         if cls.waiting:
             steps = [unfinished.context.run(open_step) for unfinished in cls.waiting]
-            names = ", ".join(sorted("ctx.check" if step is None else step.path for step in steps))
+            names = ", ".join(sorted("ctx.check or ctx.memo" if step is None else step.path for step in steps))
             raise BadRequest(f"never awaited: {names}", "an async function is in it: write `await ctx.…(…)`")
 
 
@@ -19005,7 +19030,7 @@ class PipelineContext:
     def last_successful_run(self) -> datetime.datetime | None:
         """When the last successful run of this pipeline began (aware, UTC); None if there is none.
 
-        Reading what has changed since its beginning, rather than its end, misses nothing.
+        Reading what has changed since then misses nothing.
         """
         return (text := self._job.get("last_success")) and datetime.datetime.fromisoformat(text)
 
@@ -19014,7 +19039,7 @@ class PipelineContext:
     def log(self, message: object, level: str = "info", **fields: Any) -> None:
         """Adds a line to the run's log, with *fields* as JSON.
 
-        *level* is debug, info, warning or error; anything else raises BadRequest.
+        *level* is debug, info, warning or error.
         """
         if level not in LEVELS:
             demand({"enum": LEVELS}, level, "level")
@@ -19037,8 +19062,12 @@ class PipelineContext:
         name and the same arguments.  It is kept as JSON (a tuple comes back as a list), unless *pickle* is true.
         Async code must await it.
         """
+        known = self._attempt.memos.setdefault(name, seen := closure_of(function))
+        if not arguments and [*map(id, known)] != [*map(id, seen)]:
+            wrong = f"memo '{name}' would return what another call of this attempt has made"
+            raise BadRequest(wrong, f"give what differs as an argument: ctx.memo('{name}', function, page)")
         work = remembered(self._attempt, self.step(name), name, lambda: function(*arguments), arguments, pickle)
-        return eager(work) if asyncio._get_running_loop() is None else work
+        return eager(work) if asyncio._get_running_loop() is None else Unfinished(work, contextvars.copy_context())
 
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
         """Says how far the run is.  Tau shows it live and saves the last call."""
@@ -19307,9 +19336,12 @@ def call_locally(chosen: Pipeline, job: Json, path: str) -> Json:
     attempt = Attempt(job, Journal(path, job["limits"]))
     context, began = PipelineContext(attempt), perf_counter()
     try:
+        loop = asyncio._get_running_loop()  # of a notebook, or of an async test, which waits for us
+        asyncio._set_running_loop(None)
         with contextlib.chdir(job["directory"]):
             record = returned_by(chosen, context)
     finally:
+        asyncio._set_running_loop(loop)
         attempt.journal.finish()
         attempt.journal.close()
         Unfinished.waiting.clear()
@@ -19317,6 +19349,7 @@ def call_locally(chosen: Pipeline, job: Json, path: str) -> Json:
             engine.dispose()
     with open(path, "rb") as file:
         records = [read_record(line, SECRETS, "run") for line in file]
+    SECRETS.__init__()  # type: ignore[misc]  # another test may have another value
     took = round((perf_counter() - began) * 1000, 3)
     steps: dict[int, Json] = {}
     for line in records:
@@ -19845,6 +19878,13 @@ async def is_true(condition: Any) -> bool:
 # --- 51. Memos ----------------------------------------------------------------------------
 # Owns ctx.memo: results that outlive the attempt that made them.  Calls Rows and Trace.
 # Promises that a memo is whole and equals the value returned, and that no memo holds a secret.
+
+
+def closure_of(function: Any) -> list[Any]:
+    """Returns what tells a function without arguments from another: its code, its defaults, and what it closes over."""
+    cells = [cell for cell in getattr(function, "__closure__", None) or () if cell != type(cell)()]
+    defaults = getattr(function, "__defaults__", None) or ()
+    return [getattr(function, "__code__", function), *defaults, *(cell.cell_contents for cell in cells)]
 
 
 async def remembered(
@@ -23679,6 +23719,7 @@ class Attempt:
         self.outputs: list[Output] = []  # what captures descriptors 1 and 2
         self.rehearsal: Any = None  # a Rehearsal, if nothing may change
         self.added: list[str] = []  # what it has added to places, which stays if it fails
+        self.memos: dict[str, list[Any]] = {}  # name of a memo → closure_of() its first function
         self.has_read = False  # whether an extract or a query has returned rows
         self.drift, self.sample_rows = "ignore", 0  # as the pipeline says, once it is known
         self.drifts: list[Json] = []  # that steps have told
@@ -24150,6 +24191,7 @@ class Output(io.RawIOBase):
         self.partial: dict[int, bytes] = {}  # thread → its unfinished line
         self.file = -1  # after divert(): a copy of the descriptor as it was before
         self.thread: threading.Thread | None = None
+        self.flushed_at = 0.0
 
     def write(self, data: Any) -> int:
         """Takes bytes; an unfinished line waits for its end."""
@@ -24196,7 +24238,8 @@ class Output(io.RawIOBase):
         """Saves the unfinished line, in case the run is killed; a fork of it may end without a finish()."""
         if os.getpid() != self.journal.pid:
             self.finish()
-        elif line := self.partial.get(threading.get_ident()):
+        elif (line := self.partial.get(threading.get_ident())) and monotonic() - self.flushed_at > 0.1:
+            self.flushed_at = monotonic()
             about = {"stream": self.stream, "step": current_path(), "at": now()}
             self.journal.write({"t": "unfinished", "message": last_state(line), **about})
 
@@ -24269,6 +24312,11 @@ def to_json(value: Any, path: str, level: int = 0) -> Any:
     raise BadResult(f"{path} is a {kind.__module__}.{kind.__qualname__}, which has no JSON form")
 
 
+def refuse_series(value: Any) -> Any:
+    """Raises BadResult: whether the index of a Series is meant, nobody knows."""
+    raise BadResult(f"a {type(value).__qualname__} has no JSON form: .to_dict() keeps its index, .tolist() does not")
+
+
 def from_numpy(value: Any) -> Any:
     """Returns an array or a scalar as Python's values.  Raises BadResult for times of which numpy makes integers."""
     made = value.tolist()
@@ -24285,6 +24333,7 @@ CONVERSIONS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
     ("isoformat", lambda value: value.total_seconds() if hasattr(value, "days") and value == value else iso(value)),
     ("total_seconds", lambda value: value.total_seconds()),
     ("__fspath__", os.fspath),
+    ("to_dict", refuse_series),
     ("tolist", from_numpy),
     ("is_subnormal", str),  # decimals
     ("bytes_le", str),  # UUIDs
@@ -24461,9 +24510,9 @@ def hint_for(problem: BaseException, attempt: Attempt) -> str | None:
         return did_you_mean(message.split("'")[1], known, f"@pipeline knows {', '.join(sorted(known))}")
     if getattr(problem, "returncode", None) == 127:
         return "a shell exits with 127 if a command is not on taud's PATH"
-    if isinstance(problem, BadResult):
-        if " bytes, the limit is " in message:
-            return "return less, such as the path of a file; or raise [limits] result_bytes"
+    if isinstance(problem, BadResult) and " bytes, the limit is " in message:
+        return "return less, such as the path of a file; or raise [limits] result_bytes"
+    if isinstance(problem, BadResult) and "no JSON form" in message:
         return "return plain data; ctx.memo(…, pickle=True) keeps any object"
     if isinstance(problem, MemoryError):
         less = "`for batch in ctx.extract(…, stream=True): for row in batch:` holds one batch in memory"

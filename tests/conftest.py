@@ -336,7 +336,9 @@ class Tau:
         """Deploys text whose function `it` is to be the pipeline; over the wire, which is quicker than a process."""
         decorated = re.sub(r"^(async )?def it\(", r"@pipeline\n\g<0>", textwrap.dedent(text), flags=re.MULTILINE)
         path = self.write("from tau import pipeline\n" + decorated)
-        return self.call("deploy", files=[{"path": path.name, "text": path.read_text(encoding="utf-8")}])
+        return self.call(
+            "deploy", files=[{"path": path.name, "text": path.read_text(encoding="utf-8")}], take_over=True
+        )
 
     @property
     def go(self) -> Path:

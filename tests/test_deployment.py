@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import Tau
 
+import tau as module
+
 
 def lay(tau: Tau, folder: str, files: dict[str, str]) -> Path:
     """A folder with such files; a text that begins with `-> ` is where a link leads."""
@@ -286,3 +288,29 @@ def test_what_an_older_tau_has_deployed_is_not_new(home: Tau) -> None:
     assert home("run", "old", exit=1)["source"]["deployed_from"] is None
     assert home("deploy", "old/job.py")["changed"] is False
     assert home("inspect", "old")["source"]["deployed_from"] == [f"{home.work}/old/job.py"]
+
+
+def test_a_pipeline_belongs_to_the_file_that_declares_it(tau: Tau) -> None:
+    rates = "from tau import pipeline\nRATE = 2\n@pipeline\ndef rates(ctx): return RATE\n"
+    uses = "from tau import pipeline\nfrom rates import RATE\n@pipeline\ndef uses(ctx): return RATE * 2\n"
+    root = lay(tau, "declared", {"rates.py": rates, "uses.py": uses})
+    deployed = tau("deploy", root)["pipelines"]
+    assert {row["name"] for row in deployed} == {"rates", "uses"}
+    assert tau.call("run", name="uses")["result"] == 4
+
+
+@pytest.mark.parametrize("name", ["csv", "sqlite3", "json"])
+def test_a_file_may_be_named_like_a_library(tau: Tau, name: str) -> None:
+    root = lay(
+        tau, f"named_{name}", {f"{name}.py": f"from tau import pipeline\n@pipeline\ndef like_{name}(ctx): return 1\n"}
+    )
+    tau("deploy", root / f"{name}.py")
+    assert tau("run", f"like_{name}")["result"] == 1
+    tau("undeploy", f"like_{name}")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_header_from_windows_is_read(end: str) -> None:
+    source = end.join(["# /// script", '# dependencies = ["polars==0.0.1"]', "# ///", "x = 1"])
+    for text in (source, "\ufeff" + source):
+        assert module.read_header(text, "x.py")["dependencies"] == ["polars==0.0.1"]  # type: ignore[index]

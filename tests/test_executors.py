@@ -900,3 +900,10 @@ def test_a_machine_that_names_the_fork_server_does_not_have_it_killed(lone: Tau)
     lone("cancel", run_id, "--force")
     assert is_running(server)
     assert server == next(row["pid"] for row in lone.call("status")["processes"] if row["role"] == "fork server")
+
+
+def test_ssh_may_stand_behind_other_words() -> None:
+    job = {"run_id": "r", "pipeline": "p", "attempt": 1}
+    words = module.command_words(job | {"executor": {"command": ["timeout", "1h", "ssh", "w"], "python": "python3"}})
+    assert words[:6] == ["timeout", "1h", "ssh", "-o", "ControlMaster=no", "w"]
+    assert words[-1].startswith("'")

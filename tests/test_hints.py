@@ -44,6 +44,11 @@ CASES: dict[str, Case] = {
     "a verb of other tools": Case(
         "tau rm NAME", "did you mean 'undeploy'? `tau --help` lists them", then=("tau undeploy NAME",)
     ),
+    "a name that no function can have": Case("tau init class", "give another name: `tau init first_pipeline`"),
+    "a name that a library has": Case("tau init json", "give another name: `tau init first_pipeline`"),
+    "a pipeline that the file has not": Case(
+        "tau try NAME.py --name nope", "--name: one of NAME", then=("tau try NAME.py --name NAME",)
+    ),
     "a file that init would overwrite": Case("tau init NAME", "give another name: `tau init first_pipeline`"),
     "a pipeline without a schedule": Case(
         "tau schedule NAME", "it has no schedule; `tau schedule NAME '0 6 * * *'` makes one"

@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import inspect
 import json
+import sqlite3
 import textwrap
 from decimal import Decimal
 from pathlib import Path
@@ -565,3 +566,79 @@ def test_what_a_local_run_leaves_does_not_reach_the_next(
     run = module.run_local(second)
     assert [step["name"] for step in run["trace"]["steps"]] == ["work"]
     assert run["logs"] == []
+
+
+LOOP = """
+import asyncio
+from tau import pipeline
+
+@pipeline
+def pages(ctx):
+    return [ctx.memo("page", lambda: page) for page in range(3)]
+
+@pipeline
+def alike(ctx, page: int = 1):
+    return [ctx.memo("page", lambda: page) for _ in range(2)]
+
+@pipeline
+def looping(ctx):
+    return asyncio.get_event_loop().run_until_complete(asyncio.sleep(0, "slept"))
+
+@pipeline(retries=1, retry_on=[ConnectionError])
+async def grouped(ctx):
+    async def lost():
+        raise ConnectionError("lost")
+    async with asyncio.TaskGroup() as group:
+        group.create_task(lost())
+
+@pipeline
+async def forgotten(ctx):
+    ctx.memo("sent", lambda: 1)
+
+@pipeline
+def dots(ctx):
+    for _ in range(30_000):
+        print(".", end="", flush=True)
+"""
+
+
+def test_what_a_function_may_do_ends_as_it_should(fresh: Tau) -> None:
+    fresh.deploy(LOOP)
+    error = fresh("run", "pages", exit=1)["error"]
+    assert (error["type"], "give what differs as an argument" in error["hint"]) == ("BadRequest", True)
+    assert fresh("run", "alike")["result"] == [1, 1]
+    assert fresh("run", "looping")["result"] == "slept"
+    run = fresh("run", "grouped", exit=1)
+    assert (run["attempt"], run["error"]["type"], run["error"]["message"]) == (2, "ConnectionError", "lost")
+    assert "never awaited" in fresh("run", "forgotten", exit=1)["error"]["message"]
+    run = fresh("run", "dots")
+    assert run["status"] == "success"
+    with contextlib.closing(sqlite3.connect(fresh.home / "tau.db")) as db:
+        ((position,),) = db.execute("SELECT position FROM attempts WHERE run_id = ?", (run["run_id"],))
+    assert json.loads(position).get("journal", 0) < 5_000_000
+
+
+def test_a_series_does_not_lose_its_index(fresh: Tau) -> None:
+    pytest.importorskip("pandas")
+    text = "import pandas\ndef it(ctx): return {}"
+    assert "keeps its index" in fresh.run_it(text.format("pandas.Series({'a': 1})"), exit=1)["error"]["message"]
+    assert fresh.run_it(text.format("pandas.Series({'a': 1}).to_dict()"))["result"] == {"a": 1}
+
+
+def test_run_local_works_in_a_loop_and_forgets_secrets(tmp_path: Path) -> None:
+    async def within() -> Any:
+        return module.run_local(local_memo, data_dir=str(tmp_path))["result"]
+
+    @module.pipeline
+    def local_memo(ctx: module.PipelineContext) -> Any:
+        return ctx.memo("one", lambda: 1)
+
+    assert asyncio.run(within()) == 1
+
+    @module.pipeline
+    def local_log(ctx: module.PipelineContext, key: bool = False) -> Any:
+        ctx.log("testing the shop")
+        return key and len(ctx.secret("TOKEN"))
+
+    assert module.run_local(local_log, {"key": True}, secrets={"TOKEN": "testing"})["logs"] == ["*** the shop"]
+    assert module.run_local(local_log)["logs"] == ["testing the shop"]
