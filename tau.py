@@ -6208,7 +6208,7 @@ async def peek_(
 ) -> Json:  # fmt: skip
     """Look at data as a pipeline would read it: columns, keys, number of rows, some rows; nothing is changed.
 
-    place         a connection of tau.toml, a URL, or a path
+    place         a connection of tau.toml, a URL, or a path; what a hint says of options is for ctx.extract
     resource      a table, a file in that place, or one query: SELECT, WITH, VALUES or TABLE
     limit         how many rows at most
     profile       describe each column: missing and distinct values, least, greatest, shapes of text, odd cells
@@ -19148,7 +19148,7 @@ class PipelineContext:
         place = find_warehouse(connection, self._around)
         with self.step(f"sql {brief(query)}") as step:
             step.places = place.uses("reads", query)
-            result = place.run(query, dict(params or {}))
+            result = place.run(query, demand({"type": "object"}, params or {}, "params", 'params={"id": 1} for :id'))
             if isinstance(result, Rows):
                 self._attempt.has_read = True
                 answer: Any = put_out(step, result)
@@ -19385,7 +19385,7 @@ def changed_state(context: PipelineContext) -> Json:
     state = to_json(context.state, "ctx.state")
     if state == (context._job.get("state") or {}):
         return {}
-    if not isinstance(state, dict) or len(encode(state)) > STATE_BYTES_MAX:
+    if not isinstance(state, dict) or len(encode(omit(state, ("files_read",)))) > STATE_BYTES_MAX:
         raise BadResult(f"ctx.state must be an object of at most {STATE_BYTES_MAX:,} bytes")
     return {"state": state}
 
@@ -20490,8 +20490,9 @@ class Surroundings:
 
         def secret(mark: re.Match[str]) -> str:
             value = self.secret(mark[1], f"connection '{name}' needs {mark[0]}")
-            # In a user name or password @ and / must be quoted.
-            return urllib.parse.quote(value, safe="") if url.find("://") < mark.start() < end_of_user else value
+            # In a user name or password @ and / must be quoted, in a query & and +.
+            is_part = mark.start() < end_of_user or "?" in url[: mark.start()]
+            return urllib.parse.quote(value, safe="") if 0 <= url.find("://") < mark.start() and is_part else value
 
         url = re.sub(SECRET_IN_URL, secret, url)
         for password in passwords_in(url) if "://" in url else ():
@@ -20597,7 +20598,9 @@ def find_place(source: Any, resource: str | None, around: Surroundings, options:
     else:
         near = did_you_mean(kind, ("file", "http", "https", *DATABASES, *REMOTE_FILES))
         raise BadRequest(f"unknown scheme '{scheme}://'", near or install_hint("tau-pipelines[sql,files]"))
-    url = url if resource is None else f"{url.rstrip('/')}/{str(resource).lstrip('/')}"
+    if resource is not None:
+        path, mark, query = url.partition("?") if make is Web else (url, "", "")
+        url = f"{path.rstrip('/')}/{str(resource).lstrip('/')}{mark}{query}"
     place = make(url, around, options)
     return place if around.rehearsal is None else place.moved(around.rehearsal, writing)
 
@@ -20660,7 +20663,8 @@ class Registered(Place):
         """Calls the function.  Raises BadRequest for an option that it does not take."""
         signature = inspect.signature(self.function)
         names, offered = signature.parameters, {"resource": None, **more}
-        options = {name: offered[name] for name in names if name in offered} | self.options
+        takes_all = any(it.kind is it.VAR_KEYWORD for it in names.values())
+        options = {name: offered[name] for name in offered if takes_all or name in names} | self.options
         try:
             signature.bind(*arguments, **options)
         except TypeError as problem:
@@ -20694,7 +20698,7 @@ FILE_OPTIONS: dict[str, PlaceOption] = {
     "format": ("string", None, "", "`csv`, `json` …, if the name does not tell it"),
     "file_column": ("string", None, "", "a column for the path of each row's file"),
     "missing": ({"enum": ["error", "ok"]}, "error", "", "`ok`: without a file there are no rows"),
-    "new_only": ("boolean", False, "", "only files that no success has read by this path or pattern (`ctx.state`)"),
+    "new_only": ("boolean", False, "", "only files that no success has read by this path or pattern, as they are now"),
     "storage_options": ("object", {}, "", 'what fsspec needs: `{"anon": True}`'),
 }
 
@@ -20704,7 +20708,7 @@ class LocalFile(Place):
 
     def __init__(self, path: str, around: Surroundings, options: Json) -> None:
         self.path = path + "*" * path.endswith("/")
-        super().__init__(os.path.basename(path.rstrip("/")) or path, path, around, options)
+        super().__init__(os.path.basename(path.partition("::")[0].rstrip("/")) or path, path, around, options)
 
     def moved(self, rehearsal: Rehearsal, writing: bool) -> Place:
         path = rehearsal.copied(self.path, writing)
@@ -20716,7 +20720,10 @@ class LocalFile(Place):
         files: dict[str, str] = self.find()
         if not files and self.options.get("missing") != "ok":
             if glob.has_magic(self.path):
-                raise SourceError(f"there is no file {self.path}", f"{path_hint(self.path)}; missing='ok': no rows")
+                folder = os.path.dirname(self.path)
+                below = f"'{folder}/**/*.…' finds those in folders below"
+                hint = below if os.path.isdir(folder) else path_hint(self.path)
+                raise SourceError(f"there is no file {self.path}", f"{hint}; missing='ok': no rows")
             files = {self.path: ""}  # to open it says what is wrong
         marks = {path: fingerprint(self.around.real(path), stamp) for path, stamp in sorted(files.items())}
         read: list[str] = []
@@ -20735,7 +20742,7 @@ class LocalFile(Place):
                 read.append(mark)
 
     def read_file(self, path: str, batch_rows: int | None) -> Batches:
-        label, column = os.path.basename(path) or path, self.options.get("file_column")
+        label, column = os.path.basename(path.partition("::")[0]) or path, self.options.get("file_column")
         file_format = find_format(self.options.get("format"), label)
         options = self.fit(f"reading {file_format.name}", file_format.reads, FILE_OPTIONS)
         with self.open(path) as file:
@@ -20934,7 +20941,7 @@ class RemoteFile(LocalFile):
 # What `tau peek` shows, and what it must not open.
 
 #: How many rows are described, and counted where only reading them counts them, and in how many seconds.
-PROFILED_ROWS, COUNTED_ROWS, COUNTED_S = 10_000, 100_000, 4.0
+PROFILED_ROWS, COUNTED_ROWS, COUNTED_S = 2_000, 100_000, 2.0
 #: The most that is shown: bytes of rows, columns, characters of a cell.
 ROWS_BYTES, COLUMNS_SHOWN, CELL_CHARACTERS = 64 << 10, 200, 200
 WEB_LOOK = {"retries": 0, "timeout": 10.0, "max_bytes": 64 << 20}
@@ -20968,7 +20975,7 @@ def look_at_rows(place: Any, limit: int, profile: bool, about: Json) -> Json:
     rows: list[Json] = []
     kinds, counted = Seen(), "all"
     count, most, until = 0, max(limit, PROFILED_ROWS * profile), monotonic() + COUNTED_S
-    for batch in place.read(1):
+    for batch in place.read(100):
         if count < most:
             kinds.add(batch)
             rows += map(shown_row, batch)
@@ -20976,6 +20983,7 @@ def look_at_rows(place: Any, limit: int, profile: bool, about: Json) -> Json:
         if count >= (most if "row_count" in about else COUNTED_ROWS) or monotonic() > until:
             counted = "at least"
             break
+    counted = "at least" if getattr(place, "has_more", False) else counted
     declared, known = about.pop("declared", {}), kinds.document()["columns"]
     names = [*dict.fromkeys(itertools.chain(known, *rows))]
     columns = [
@@ -21154,6 +21162,7 @@ class Web(Place):
     """
 
     number = before = rows = 0
+    has_more = was_list = False  # whether a page names a next one, which no option finds; whether it was a list
     document: Any = ()
     mark, same = (0, 0), 0  # check sum and size of the body, and how many pages before had the same
 
@@ -21220,8 +21229,8 @@ class Web(Place):
             request = PAGERS[self.pager](self) if self.pager else None
 
     def rows_of_page(self, batch_rows: int | None) -> Batches:
-        if not self.file.tell():
-            return  # status 204, or an empty last page
+        if not self.file.tell() and (self.number > 1 or self.status == 204):
+            return  # an empty last page
         form = self.form_of()
         options = self.fit(f"reading {form.name}", form.reads)
         charset = self.headers.get_content_charset()
@@ -21235,6 +21244,12 @@ class Web(Place):
             self.document = json_document(text.read())
         path, page = options.get("records", "."), self.document
         is_empty = path != "." and isinstance(page, dict) and at_path(page, path) == ()  # as some last pages are
+        if self.number > 1 and self.was_list and isinstance(page, dict) and path == ".":
+            wrong = f"{self.name} is no list, as that before it was: {safe_repr(page)}"
+            raise SourceError(wrong, "records='…' says where the rows of a page are")
+        self.was_list = isinstance(page, list)
+        if is_empty and self.number > 1 and page:
+            self.warn(f"{self.name} has no '{path}' and is taken for one without rows: {safe_repr(page)}")
         if self.number == 1 or not is_empty or page.get("error") or page.get("errors"):
             yield from batched(records_of(page, **options), batch_rows)
 
@@ -21266,6 +21281,7 @@ class Web(Place):
             how = f"page_param='…', with total='{total}' ({totals[total]:,}),"
         elif value is None:
             return
+        self.has_more = True
         self.warn(f"{self.label}: these are the rows of the first page alone; is it {how} that finds the next?")
 
     # The request for the page after this one, as one of PAGERS finds it; None after the last.
@@ -21295,10 +21311,12 @@ class Web(Place):
             raise SourceError(f"{self.label}: {wrong}", "page_step is how many rows a page has")
         if not self.rows and rows < (total or 0):
             self.warn(f"{self.name} is empty after {rows:,} of {total:,} rows")
-        if self.same == SAME_MAX and self.rows and total is None and pages is None:
-            hint = "the service seems not to read page_param; or total= or page_count= says which page is the last"
-            raise SourceError(f"{self.label}: {self.name} is the same as {SAME_MAX} pages before", hint)
         is_last = (total and rows >= total) or (self.number >= pages if pages else not self.rows)
+        is_told = total is not None or pages is not None  # how many rows or pages there are
+        most = self.number - 1 if is_told else SAME_MAX
+        if self.rows and 0 < most == self.same and (is_last or not is_told):
+            hint = "the service seems not to read page_param; or total= or page_count= says which page is the last"
+            raise SourceError(f"{self.label}: {self.name} is the same as {self.same} pages before", hint)
         return None if is_last else self.request({self.asked["page_param"]: self.first + self.number * step})
 
     def request(self, params: Json) -> WebRequest:
@@ -21411,7 +21429,7 @@ class Web(Place):
             raise EOFError(f"the body is cut short: {size - answer.length:,} of {size:,} bytes came")
         mark = checksum, self.file.tell()
         self.same = self.same + 1 if mark == self.mark else 0
-        self.headers, self.url, self.mark = answer.headers, url, mark
+        self.status, self.headers, self.url, self.mark = answer.status, answer.headers, url, mark
 
     def refused(self, answer: Any, url: str) -> SourceError:
         body, message = answer.read(500), f"{answer.status} {answer.reason}"
@@ -21550,6 +21568,7 @@ SQL_HINTS = {
     r"infinity|too (large|small) \((after|before)": "CAST(column AS text) reads it as text",
     r"binding|bind parameter": "params={…} gives :name its value; a colon in a text is written \\:",
     r'near ":"': "CAST(:name AS date): of :name::date no value is made",
+    r"decode to UTF-8": "CAST(column AS BLOB) reads its bytes",
     r"one statement": "one statement a call",
     r"set lock|different configuration": "another process, or code of this run, has it open and must close it",
     r"used by a view": "a step can convert the value; or drop the view, load, and make it again",
@@ -21567,7 +21586,7 @@ class Table(Place):
     def __init__(self, resource: str | None, url: str, around: Surroundings, options: Json) -> None:
         label = brief(resource) if resource else bare_url(url).rpartition("/")[2] or url.partition(":")[0]
         super().__init__(label, url, around, options)
-        self.fit("a database", {"params": {}})
+        self.fit("a database", {"params": "object"})
         self.url = url if around.rehearsal is None else around.rehearsal.database(url, self.name)
         self.resource = resource
 
@@ -22052,6 +22071,10 @@ class SQLite(Warehouse):
 
     def execute(self, query: str, params: Mapping[str, Any] = {}, batch_rows: int | None = None) -> Batches | int:
         self.statement = query
+        for name, value in params.items():
+            if isinstance(value, (list, tuple, set)) and re.search(rf"(?i)\bin\s*\(\s*:{name}\s*\)", query):
+                hint = f"IN (SELECT value FROM json_each(:{name}))"
+                raise BadRequest(f"IN (:{name}) is one value, and {name} has {len(value)}", hint)
         cursor = self.connection.execute(query, {name: sqlite_cell(value) for name, value in params.items()})
         if cursor.description is None:
             return int(cursor.rowcount)
@@ -22281,6 +22304,8 @@ class Alchemy(Warehouse):
                 self.connection.exec_driver_sql("SET LOCAL lock_timeout = '1min'")
         text = self.alchemy.text(query).execution_options(stream_results=batch_rows is not None)
         done = self.connection.execute(text, params)
+        if self.dialect == "duckdb" and [*done.keys()] == ["Count"] and re.match(QUERY, query) is None:
+            return sum(int(row[0]) for row in done)
         return rows_of([*done.keys()], done, batch_rows) if done.returns_rows else int(done.rowcount)
 
     def change(self, statement: str, rows: Cells, at_once: bool = False) -> int:
@@ -22373,7 +22398,8 @@ def text_layer(file: Any, encoding: str) -> io.TextIOWrapper:
 
 PACKED_HINT = "of packed files only .gz is known: unpack it first"
 NO_MARK_HINT = "encoding='utf-16-le', or 'utf-16-be'"
-SHEET_HINT = "save it as CSV, or read it by pandas.read_excel(path, dtype=object): ctx.load takes its frame"
+SHEET_HINT = "save it as CSV, or load the frame of pandas.read_excel(path, dtype=object, keep_default_na=False,"
+SHEET_HINT += " na_values=[''])"
 #: Suffixes of files that no format= reads → what helps.
 FOREIGN = dict.fromkeys(("bz2", "xz", "zst", "zip", "tar", "tgz", "7z"), PACKED_HINT)
 FOREIGN |= dict.fromkeys(("xls", "xlsx", "xlsm", "ods"), SHEET_HINT)
@@ -22443,12 +22469,12 @@ def read_csv(
 ) -> Batches:  # fmt: skip
     """Reads CSV with a header, or *columns* instead.  Cells are text unless *types* says otherwise.
 
-    *types* is True, which guesses, or has for each column that is not text a Python type, a function, or a word:
-    integer, real, decimal, boolean, date, datetime, time, uuid, json.  *ragged* fills
-    and cuts lines of another length.  *skip_lines* are those before the header.  *quote* is the quotation mark, '' for
-    none, *escape* what stands before a delimiter in a cell.  *skip_spaces* drops those after a delimiter.  *nulls* is
-    a list of words for None.  *decimal* and *thousands* are the marks in numbers.  TSV is rarely quoted: a quoted cell
-    of several lines needs quote='"' there.
+    *types* is True, which guesses for each file, or has for each column that is not text a Python type, a function,
+    or a word: integer, real, decimal, boolean, date, datetime, time, uuid, json.  *ragged* fills and cuts lines of
+    another length.  *skip_lines* are those before the header.  *quote* is the quotation mark, '' for none, *escape*
+    what stands before a delimiter in a cell.  *skip_spaces* drops those after a delimiter.  *nulls* is a list of
+    words for None.  *decimal* and *thousands* are the marks in numbers.  TSV is rarely quoted: a quoted cell of
+    several lines needs quote='"' there.
     """
     if not types and (decimal != "." or thousands):
         raise BadRequest("decimal= and thousands= are the marks of numbers, and all cells are text", "types=True")
@@ -22591,7 +22617,7 @@ class CsvLines:
                     later = zip(numbers[at + 1 :], columns[i][at + 1 :], strict=True)
                     others = itertools.chain(later, ((self.last, line[i]) for line in lines))
                     facts = row_facts(numbers[at], text, filter(operator.itemgetter(1), others), read)
-                    named = {self.names[n]: it.name for n, it in kinds.items() if is_guess and it.name != "text"}
+                    named = {self.names[n]: it.name for n, it in kinds.items() if it.name != "text"}
                     hint = f"name its type: types={named | {name: 'text'}}"  # which True has guessed for the others
                     if kind.name in WITH_MARKS and (
                         number := re.fullmatch(r"[-+]?\d{1,3}(?:(\W)?\d{3})*([.,]\d*)?", text)
@@ -22705,7 +22731,7 @@ def records_of(document: Any, *, records: str | None = None, meta: Any = (), fla
         raise SourceError("the document is an object with lists in it", f"say {hint}")
     rows = document if isinstance(document, list) else [document]
     if records not in (None, ".") and not isinstance(rows := at_path(document, str(records)), list | None):
-        hint = f"the document has {', '.join(members)}" if members else "leave records out"
+        hint = f"the document is {safe_repr(document)}" if members else "leave records out"
         raise SourceError(f"there is no list at records='{records}'", hint[:500])
     shared = {name: at_path(document, name) for name in demand(STRINGS, meta, "meta", "meta=['page.number']")}
     if absent := [name for name, value in shared.items() if value == ()]:
@@ -22718,7 +22744,8 @@ def wider_row(row: Any, shared: Json, flatten: bool | str) -> Any:
     if not isinstance(row, dict):
         return row
     pairs = [*members_of([*row.items(), *shared.items()], "." if flatten is True else flatten or "")]
-    return distinct_members(pairs, "flatten='_' joins names in another way")
+    hint = "flatten='_' joins names in another way" if flatten else "meta= has a name of the rows: a step can add it"
+    return distinct_members(pairs, hint)
 
 
 def members_of(pairs: Iterable[tuple[str, Any]], mark: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -23298,7 +23325,7 @@ KINDS_OF_VALUE = (
     ),
     ValueKind("uuid", "uuid.UUID", {"type": "string", "format": "uuid"}, cell=str),
     ValueKind("json", "builtins.dict", {"type": "object"}, parse=json.loads),
-    ValueKind("json", "builtins.list tuple", {"type": "array"}),
+    ValueKind("json", "builtins.list tuple", {"type": "array"}, parse=json.loads),
     ValueKind(
         "text", "builtins.str", {"type": "string"}, parse=str, pattern="(?s:.*)", declared=r"CHAR|TEXT|CLOB|STRING"
     ),
@@ -24379,7 +24406,7 @@ def error_document(problem: BaseException, attempt: Attempt) -> Json:
 #: What a failure is called, or says, after which another attempt may succeed.
 TRANSIENT_TYPES = {"ConnectionError", "TimeoutError", "Timeout", "TransportError", "ClientConnectionError", "URLError"}
 TRANSIENT_ERROR = r"(?i)\b(locked|deadlock|connection (refused|reset)|timed? ?out|starting up|too many connections)\b"
-RETRIED_STATUSES = (408, 425, 429, 500, 502, 503, 504)
+RETRIED_STATUSES = (408, 425, 429, 500, *range(502, 600))
 
 
 def facts_of(problem: BaseException, attempt: Attempt) -> Json | None:

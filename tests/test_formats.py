@@ -568,6 +568,28 @@ def test_an_append_reads_what_is_there_with_the_options_of_a_reader(ctx: Context
         ctx.load("rows.tsv", [{"a": "x"}], quote='"', mode="replace")
 
 
+def test_a_list_in_a_cell_is_json_and_a_hint_keeps_the_other_types(ctx: Context) -> None:
+    Path("a.csv").write_text('id,tags,day\n1,"[1, 2]",2026-01-01\n2,[],01.02.2026\n')
+    types = {"id": int, "tags": list}
+    assert ctx.extract("a.csv", types=types)[0] == {"id": 1, "tags": [1, 2], "day": "2026-01-01"}
+    with pytest.raises(module.SourceError) as refused:
+        ctx.extract("a.csv", types=types | {"day": "date"})
+    assert "types={'id': 'integer', 'tags': 'json', 'day': 'text'}" in refused.value.hint
+
+
+def test_the_hint_for_a_sheet_loses_no_text(ctx: Context) -> None:
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("openpyxl")
+    pandas.DataFrame({"country": ["NA", None, "None"]}).to_excel("a.xlsx", index=False)
+    with pytest.raises(module.BadRequest) as refused:
+        ctx.extract("a.xlsx")
+    given = re.search(r"pandas\.read_excel\(path, (.*)\)", refused.value.hint)
+    assert given is not None
+    frame = pandas.read_excel("a.xlsx", **eval(f"dict({given[1]})"))
+    ctx.load("a.jsonl", frame)
+    assert ctx.extract("a.jsonl") == [{"country": "NA"}, {"country": None}, {"country": "None"}]
+
+
 def test_what_parquet_itself_refuses_names_it(ctx: Context) -> None:
     pytest.importorskip("pyarrow")
     with pytest.raises(module.SourceError, match="not for Parquet: Cannot write struct type 'a'"):

@@ -589,3 +589,32 @@ def test_many_remote_files(ctx: Context) -> None:
     assert ctx.extract("memory://many/*.json", missing="ok") == ctx.extract("memory://many/x.csv", missing="ok") == []
     with pytest.raises(module.SourceError, match=r"there is no file memory://many/\*\.json"):
         ctx.extract("memory://many/*.json")
+
+
+def test_many_files_that_were_read_do_not_count_as_state(ctx: Context) -> None:
+    for folder in "abc":
+        Path(folder).mkdir()
+        for number in range(1_500):
+            Path(folder, f"{number}.csv").write_text("id\n1\n")
+        ctx.extract(f"{folder}/*.csv", new_only=True)
+    assert len(module.changed_state(ctx)["state"]["files_read"]) == 3
+
+
+def test_a_target_that_takes_all_gets_mode_and_key(ctx: Context) -> None:
+    told: dict[str, Any] = {}
+
+    @module.target("takes_all")
+    def takes_all(rows: Any, **options: Any) -> None:
+        told.update(options)
+
+    ctx.load("takes_all", [{"id": 1}], "leads", mode="upsert", key="id")
+    assert told == {"resource": "leads", "mode": "upsert", "key": ["id"]}
+
+
+def test_files_in_folders_below_are_named_in_the_hint(ctx: Context) -> None:
+    Path("hive/year=2026").mkdir(parents=True)
+    Path("hive/year=2026/a.csv").write_text("id\n1\n")
+    with pytest.raises(module.SourceError, match="there is no file") as refused:
+        ctx.extract("hive")
+    assert "'hive/**/*.…'" in refused.value.hint
+    assert ctx.extract("hive/**/*.csv") == [{"id": "1"}]

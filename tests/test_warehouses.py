@@ -91,6 +91,24 @@ def test_a_file_of_duckdb_is_free_after_a_load(ctx: Context) -> None:
         assert "has it open" in str(refused.value.hint)
 
 
+def test_params_are_an_object_and_a_list_is_no_value_of_in(ctx: Context) -> None:
+    place = "sqlite:///a.db"
+    ctx.load(place, [{"id": 1}, {"id": 2}], "t")
+    with pytest.raises(module.BadRequest, match="params: expected object, given array"):
+        ctx.sql("DELETE FROM t WHERE id = ?", (1,), place)  # type: ignore[arg-type]
+    with pytest.raises(module.BadRequest) as refused:
+        ctx.sql("DELETE FROM t WHERE id IN (:ids)", {"ids": [1, 2]}, place)
+    assert ctx.sql(f"DELETE FROM t WHERE id {refused.value.hint}", {"ids": [1, 2]}, place) == 2
+
+
+def test_duckdb_says_how_many_rows_a_statement_changed(ctx: Context) -> None:
+    house = "duckdb:///a.duckdb"
+    pytest.importorskip("duckdb_engine")
+    ctx.load(house, [{"id": 1}, {"id": 2}], "t")
+    assert ctx.sql("UPDATE t SET id = id + 1", connection=house) == 2
+    assert ctx.sql('SELECT count(*) AS "Count" FROM t', connection=house) == [{"Count": 2}]
+
+
 #: Statement → what its hint says.
 HINTS = {
     "SELECT 1 WHERE now() > :day::date": "CAST(:name AS date)",

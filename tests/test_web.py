@@ -148,6 +148,27 @@ def test_other_content_is_refused(server: Server, ctx: Context) -> None:
         ctx.extract(server.tell("/api", b"{"))
 
 
+def test_a_page_that_is_not_meant_is_told(server: Server, ctx: Context) -> None:
+    """What the service says with status 200 in the midst of pages, or in place of rows."""
+    rows = [{"id": number} for number in range(25)]
+    same = json.dumps({"data": rows, "total": 100}).encode()
+    with pytest.raises(module.SourceError, match="is the same as 3 pages before"):
+        ctx.extract(server.tell("/same", *[same] * 4), records="data", page_param="pageNumber", total="total")
+    for path in ("/empty", "/empty.csv"):
+        with pytest.raises(module.SourceError, match=r"no header|not JSON"):
+            ctx.extract(server.tell(path, (200, JSON if path == "/empty" else {"Content-Type": "text/csv"}, b"")))
+    limited = b'{"success": false, "message": "rate limit exceeded"}'
+    page = json.dumps({"data": rows}).encode()
+    assert len(ctx.extract(server.tell("/limited", page, limited), records="data", page_param="page")) == 25
+    assert "rate limit exceeded" in ctx.records("log")[-1]["message"]
+    with pytest.raises(module.SourceError, match=r"is no list, as that before it was: .*rate limit"):
+        ctx.extract(server.tell("/bare", json.dumps(rows).encode(), limited), page_param="page")
+    with pytest.raises(module.SourceError, match="there is no list") as refused:
+        ctx.extract(server.tell("/auth", b'{"ok": false, "error": "invalid_auth"}'), records="messages")
+    assert "invalid_auth" in refused.value.hint
+    assert ctx.extract(server.tell("/busy", (529, {}, b""), b"[]"), backoff=0.0) == []
+
+
 def pages(path: str) -> Any:
     """Three pages, the last of them empty."""
     page = int(path.rpartition("page=")[2])
