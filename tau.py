@@ -221,19 +221,8 @@ else:
         *("argparse", "ast", "asyncio", "atexit", "base64", "bisect", "collections", "concurrent.futures"),
         *("contextlib", "contextvars", "croniter", "csv", "ctypes", "datetime", "decimal", "difflib", "email.utils"),
         *("faulthandler", "fcntl", "fnmatch", "functools", "getpass", "glob", "graphlib", "grp", "gzip", "hashlib"),
-        *(
-            "heapq",
-            "hmac",
-            "http.client",
-            "importlib.util",
-            "inspect",
-            "ipaddress",
-            "json",
-            "keyword",
-            "linecache",
-            "logging",
-        ),
-        *("operator", "pickle", "pwd", "queue", "random", "re", "resource"),
+        *("heapq", "hmac", "http.client", "importlib.util", "inspect", "ipaddress", "json", "keyword", "linecache"),
+        *("logging", "operator", "pickle", "pwd", "queue", "random", "re", "resource"),
         *("select", "selectors", "shlex", "shutil", "signal", "socket", "sqlite3"),
         *("ssl", "struct", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "tomllib", "traceback"),
         *("typing", "urllib.parse", "uuid", "webbrowser", "zlib", "zoneinfo"),
@@ -1136,15 +1125,14 @@ def pick_fields(document: Json, fields: str | None, method: str = "") -> Json:
     if fields is None:
         return document
     paths = [path.strip().split(".") for path in fields.split(",", FIELDS_MAX)]
+    describe = sys.modules[__name__].interface
     for path in paths:
         level: list[Any] = [document]
         for name in path:
             level = [item for value in level for item in (value if isinstance(value, list) else [value])]
             holders = [item for item in level if isinstance(item, dict)]
             if level != [None] * len(level) and not any(name in holder for holder in holders):
-                if method and f'"{name}":' in encode_json(
-                    sys.modules[__name__].interface(method, None, None)["answer"]
-                ):
+                if method and f'"{name}":' in encode_json(describe(method, None, None)["answer"]):
                     break
                 known = dict.fromkeys(key for holder in holders for key in holder)
                 hint = did_you_mean(name, known, f"there is {cut_text(', '.join(known), 300) or 'nothing in it'}")
@@ -1509,7 +1497,7 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "run_id": ("--run", "which run: its id, or its first characters"),
     "files": ("", 'the file, or a folder with all its files; on the wire a list of {"path", "text" or "base64"}'),
     "include": ("", "modules and small data that go with it, files or folders; they lie beside it"),
-    "entry": ("", "load only this file of the folder, not all that use @pipeline of those that lie uppermost"),
+    "entry": ("", "load only this file of the folder, not the uppermost ones that use @pipeline"),
     "params": ("", "what the pipeline sees as ctx.params: a JSON object, @file, or - for stdin"),
     "texts": ("-p", "one of the params, KEY=VALUE: as JSON where the pipeline wants that, else as text"),
     "wait": ("--detach", "do not wait (on the wire, wait=false): answer as soon as the run is durable"),
@@ -3967,7 +3955,8 @@ def command(words: list[str]) -> int:
                 document = ASKING.get(chosen.name, ask_live)(client, chosen.name, params, view)
     except TauError as problem:
         left = problem.detail.pop("include", None) or left_behind(str(problem), given.get("files", ""))
-        hint = f"add {shell_line('--include', left)}" if left else spoken_there(near(problem.hint), asked)
+        hint = f"add {shell_line('--include', left)}" if left else near(problem.hint)
+        hint = hint if isinstance(problem, (Forbidden, Unavailable)) else spoken_there(hint, asked)
         problem.hint = re.sub("^add (?=--)", lambda _: shell_line("tau", *words) + " ", hint)
         raise
     view.people = (view.people or params.get("raw", False)) and fields is None
@@ -3979,9 +3968,8 @@ def command(words: list[str]) -> int:
 def spoken_there(text: str, asked: Json) -> str:
     """Has the commands in a text speak to the same daemon, and mean the same namespace, as this one was told to."""
     flags = [word for name, value in asked.items() if value for word in (f"--{name}", value)]
-    return (
-        re.sub("(^|`)tau (?=[a-z])", lambda match: f"{match[1]}{shell_line('tau', *flags)} ", text) if flags else text
-    )
+    own = "|".join({entry.words.split()[0] for entry in LOCAL_COMMANDS.values()} | {"help"})  # they ask no daemon
+    return re.sub(rf"(^|`)tau (?=[a-z])(?!({own})\b)", lambda match: f"{match[1]}{shell_line('tau', *flags)} ", text)
 
 
 def commands_there(value: Any, asked: Json) -> Any:
@@ -5038,7 +5026,7 @@ CHECKS: dict[str, Callable[[Patient], Finding]] = {
 
 #: Name of the check, method, params, and the status in which the run must end.
 CANARY_DEEDS: tuple[tuple[str, str, Json, str], ...] = (
-    ("deploy", "deploy", {"files": [{"path": "canary.py", "text": CANARY_SOURCE}]}, ""),
+    ("deploy", "deploy", {"files": [{"path": "canary.py", "text": CANARY_SOURCE}], "take_over": True}, ""),
     ("run", "run", {"name": CANARY, "params": {"deed": "succeed"}, "timeout": CANARY_S}, "success"),
     ("fail", "run", {"name": CANARY, "params": {"deed": "fail"}, "timeout": CANARY_S}, "failed"),
     ("retry", "retry", {"timeout": CANARY_S}, "failed"),
@@ -7161,7 +7149,7 @@ async def mend(call: Call, attempt: Json, healing: Json, auto: bool) -> Json:
         files = as_files(texts | answer["files"])
         done["diff"] = compare_sources(sources, {file["path"]: file["text"].encode() for file in files})
         proof = {"verify": run_id, "probation": healing["probation"], "expect": attempt["version"]}
-        deployed = await deploy(call, files, entry=entry, name=name, dry_run=not auto, **proof)
+        deployed = await deploy(call, files, entry=entry, name=name, take_over=True, dry_run=not auto, **proof)
         shown = {} if auto else {"files": files, "entry": entry, "probation": healing["probation"]}
         outcome = {"verdict": "fixed" if auto else "proven", "proof": deployed["proof"], "risks": [], **shown}
         return outcome | pick(deployed["pipelines"][0], "version")
@@ -8202,10 +8190,8 @@ class Mcp:
         if method in ("run", "retry", "wait") and given.get("timeout") is None:
             given = given | {"timeout": TOOL_WAIT_S}
         document = await self.ask(method, omit(given, ("fields",)))
-        return fence(pick_fields(document, given.get("fields"), method)), exit_of(method, document) in (
-            1,
-            LoadFailed.exit,
-        )
+        has_failed = exit_of(method, document) in (1, LoadFailed.exit)
+        return fence(pick_fields(document, given.get("fields"), method)), has_failed
 
 
 #: Method → what answers it, in MODERN and in LEGACY.
@@ -10237,11 +10223,9 @@ async def perform(call: Call) -> bytes:
         if call.chosen.is_question:
             return await call.beside(answer)
         result: Json | bytes = await begin(call)
-        return (
-            result
-            if isinstance(result, bytes)
-            else json_bytes(pick_fields(result, call.arguments.get("fields"), call.chosen.name))
-        )
+        if isinstance(result, bytes):
+            return result
+        return json_bytes(pick_fields(result, call.arguments.get("fields"), call.chosen.name))
     except NotFound as problem:
         if call.caller.patterns or (call.caller.is_limited and not problem.hint):
             problem.hint = SEEN_HINT
@@ -11127,9 +11111,8 @@ class Case:
             return None
         text = data.decode("utf-8", "replace")
         if line is None:  # it died, or its result is wrong: its own function
-            begun = re.search(
-                rf"^ *(async +)?def +{re.escape(self.version['options']['function'])}\b", text, re.MULTILINE
-            )
+            function = re.escape(self.version["options"]["function"])
+            begun = re.search(rf"^ *(async +)?def +{function}\b", text, re.MULTILINE)
             line = text.count("\n", 0, begun.start()) + 1 if begun else 1
         first, last = (1, None) if len(text) <= SOURCE_BYTES else function_around(text, line)
         lines = [f"{number:>4}  {code}" for number, code in enumerate(text.splitlines(), 1)]
@@ -19063,7 +19046,7 @@ class PipelineContext:
         Async code must await it.
         """
         known = self._attempt.memos.setdefault(name, seen := closure_of(function))
-        if not arguments and [*map(id, known)] != [*map(id, seen)]:
+        if not arguments and known != seen:
             wrong = f"memo '{name}' would return what another call of this attempt has made"
             raise BadRequest(wrong, f"give what differs as an argument: ctx.memo('{name}', function, page)")
         work = remembered(self._attempt, self.step(name), name, lambda: function(*arguments), arguments, pickle)
@@ -19883,8 +19866,9 @@ async def is_true(condition: Any) -> bool:
 def closure_of(function: Any) -> list[Any]:
     """Returns what tells a function without arguments from another: its code, its defaults, and what it closes over."""
     cells = [cell for cell in getattr(function, "__closure__", None) or () if cell != type(cell)()]
-    defaults = getattr(function, "__defaults__", None) or ()
-    return [getattr(function, "__code__", function), *defaults, *(cell.cell_contents for cell in cells)]
+    values = [*(getattr(function, "__defaults__", None) or ()), *(cell.cell_contents for cell in cells)]
+    # Nothing large is kept for it.
+    return [id(getattr(function, "__code__", function)), *(it if type(it) in PLAIN_TYPES else id(it) for it in values)]
 
 
 async def remembered(
@@ -21315,7 +21299,8 @@ class Web(Place):
         is_told = total is not None or pages is not None  # how many rows or pages there are
         most = self.number - 1 if is_told else SAME_MAX
         if self.rows and 0 < most == self.same and (is_last or not is_told):
-            hint = "the service seems not to read page_param; or total= or page_count= says which page is the last"
+            hint = "the service seems not to read page_param"
+            hint += "" if is_told else "; or total= or page_count= says which page is the last"
             raise SourceError(f"{self.label}: {self.name} is the same as {self.same} pages before", hint)
         return None if is_last else self.request({self.asked["page_param"]: self.first + self.number * step})
 

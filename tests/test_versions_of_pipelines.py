@@ -163,7 +163,7 @@ def test_a_dry_run_tells_what_would_change_and_changes_nothing(fresh: Tau) -> No
     fresh.write(source(1), "turned.py")
     answer = fresh("deploy", path, "--dry-run", "--schedule", "@daily")
     assert (answer["no_longer_in_file"], answer["pipelines"][0]["schedule"]) == (["leaves"], {"cron": [None, "@daily"]})
-    assert "circle" in send(fresh, source(1, '(after=["turned"])'), dry_run=True)["message"]
+    assert "circle" in send(fresh, source(1, '(after=["turned"])'), dry_run=True, take_over=True)["message"]
     assert numbers(fresh, "version") == [(1,)]
     fresh.write(source(1) + "@pipeline\ndef leaves(ctx): ...\n", "turned.py")
     assert [row["changed"] for row in fresh("deploy", path, "--dry-run")["pipelines"]] == [False, False]
