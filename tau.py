@@ -1132,7 +1132,8 @@ def pick_fields(document: Json, fields: str | None, method: str = "") -> Json:
             level = [item for value in level for item in (value if isinstance(value, list) else [value])]
             holders = [item for item in level if isinstance(item, dict)]
             if level != [None] * len(level) and not any(name in holder for holder in holders):
-                if method and f'"{name}":' in encode_json(describe(method, None, None)["answer"]):
+                shapes = describe(method, None, None)["answer"]["$defs"].items() if method else ()
+                if any(name in it.get("properties", ()) for key, it in shapes if level != [document] or "." not in key):
                     break
                 known = dict.fromkeys(key for holder in holders for key in holder)
                 hint = did_you_mean(name, known, f"there is {cut_text(', '.join(known), 300) or 'nothing in it'}")
@@ -1957,7 +1958,7 @@ def fence(document: Json) -> str:
     """Returns a document as a model may read it: data between marks that nobody could know, with nothing invisible."""
     text, mark = spelled(encode_json(document)), os.urandom(6).hex()
     if len(text) > MODEL_BYTES_MAX:
-        raise TooMuch(f"the answer has {len(text):,} characters", "ask for less, with --fields or other options of it")
+        raise TooMuch(f"the answer has {len(text):,} characters", "ask for less: --fields, --limit, --tail")
     return f"<data {mark}>\n{text}\n</data {mark}>"
 
 
@@ -3864,7 +3865,7 @@ def schedule_options(live: Json, command: Json) -> Json:
 def read_timing(cron: str | None, every: float | str | None, at: str | None, zone: Zone) -> Json:
     """Returns the option that says when a schedule is due; BadRequest unless exactly one is given."""
     if [cron, every, at].count(None) != 2:
-        raise BadRequest("give one of: a cron expression, --every, or to schedule --at", CRON_HINT)
+        raise BadRequest("give one of: a cron expression, --every, and of `tau schedule` --at", CRON_HINT)
     if every is not None:
         return {"every_s": parse_interval(every)}
     return {"cron": cron} if at is None else {"at": rfc3339(parse_time(at, zone))}
@@ -3961,7 +3962,8 @@ def command(words: list[str]) -> int:
         raise
     view.people = (view.people or params.get("raw", False)) and fields is None
     if document:
-        view.show(chosen.name, commands_there(pick_fields(document, fields, chosen.name), asked))
+        shown = pick_fields(document, fields, chosen.name)
+        view.show(chosen.name, commands_there(shown, asked) if any(asked.values()) else shown)
     return exit_of(chosen.name, document)
 
 
@@ -5176,10 +5178,10 @@ class View:
 
     def data(self, value: Any) -> list[str]:
         """Params, or their schema."""
-        if not isinstance(value, dict) or not isinstance(value.get("properties"), dict):
+        known = value.get("properties") if isinstance(value, dict) and value.get("type") == "object" else None
+        if not isinstance(known, dict) or {*map(type, known.values())} - {dict}:
             return [cut_text(encode_json(value), 400)]
-        known = value["properties"].items()
-        rows = [{"name": name, "accepts": expected(it), "default": it.get("default")} for name, it in known]
+        rows = [{"name": name, "accepts": expected(it), "default": it.get("default")} for name, it in known.items()]
         return self.table(rows, "name accepts default") if rows else ["none"]
 
     def numbered(self, source: Json) -> list[str]:
@@ -6196,7 +6198,7 @@ async def peek_(
 ) -> Json:  # fmt: skip
     """Look at data as a pipeline would read it: columns, keys, number of rows, some rows; nothing is changed.
 
-    place         a connection of tau.toml, a URL, or a path; what a hint says of options is for ctx.extract
+    place         a connection of tau.toml, a URL, or a path; options that a hint names are for ctx.extract
     resource      a table, a file in that place, or one query: SELECT, WITH, VALUES or TABLE
     limit         how many rows at most
     profile       describe each column: missing and distinct values, least, greatest, shapes of text, odd cells
@@ -6608,8 +6610,9 @@ async def logs(
         raise BadRequest("--follow goes on to the end of the last attempt", "leave out --follow")
     call.only_waits()
     found = await call.beside(lambda call: call.ask.logs(run_id, levels, step, tail, last, grep, (since, None))[0])
-    before = found[0]["n"] - 1 if len(found) == tail or (found and since is not None) else since
-    async for event in story_of(call, run_id, 0 if before is None else (last - 1) * 1_000_000_000 + 10 + before):
+    first, begin = max(last - 1, 0) * 1_000_000_000 + 10, await call.beside(lambda it: it.ask.story_begin(run_id, tail))
+    begin = min([begin, *(first + line["n"] - 1 for line in found[:1])]) if since is None else first + since
+    async for event in story_of(call, run_id, begin):
         if event["type"] == "log" and is_wanted(event):
             await call.emit(event)
     return {"run_id": run_id, "status": call.ask.status_of(run_id)}
@@ -7237,8 +7240,6 @@ def find_blockers(call: Call, schedule: Json, upstream: list[Json]) -> Iterator[
             yield {"by": "paused", **pause, "all": not scope, "hint": shell_line("tau", "resume", word)}
     if overlap != "allow" and (active := ask.unfinished_ticks(name)):
         yield {"by": "overlap", "overlap": overlap, "run_ids": active[:TICKS_SHOWN]}
-    if call.store.database.is_full:
-        yield {"by": "no room", "hint": "make room on the disk"}
     if ask.is_full(namespace_of(name), most := call.settings["max_queued"]):
         yield {"by": "queue full", "queued": most, "hint": "tau status"}
     namespace = ask.namespace(namespace_of(name))
@@ -7278,7 +7279,7 @@ def past_words(tick: Json) -> str:
 def future_words(kind: str | None, coming: Json, blockers: list[Json]) -> str:
     """Says in a sentence when a pipeline runs next."""
     causes = dict.fromkeys(blocker["by"] for blocker in blockers)
-    if stops := [cause for cause in causes if cause in ("disabled", "paused", "invalid", "no room")]:
+    if stops := [cause for cause in causes if cause in ("disabled", "paused", "invalid")]:
         return f"It does not run by itself: {', '.join(stops)}."
     if coming["tick"]:
         return f"It runs next at {coming['local']} ({coming['tick']}{MOVED if coming['moved'] else ''})."
@@ -7409,7 +7410,7 @@ async def prune(
 
     dry_run       only tell what would go
     older_than    runs and logs that are older go, of every status: 30d, 12h, or seconds
-    keep          how many runs of each pipeline stay, and all of today: the newest ones, and as many failed ones
+    keep          how many of the newest runs of each pipeline stay, and as many failed ones; those of today stay too
 
         tau prune --dry-run
         tau prune --older-than 30d --keep 100
@@ -8619,7 +8620,7 @@ process died), timed_out, cancelled, or lost (nobody knows its end: its machine 
 Rehearse.  `tau try FILE --like RUN` runs a file as that run was: its params, its time, its upstream, with the data of
 today.  Reads are real.  Writes go to copies, and `effects` tells for each place what they would add, change and remove.
 It starts no process, reaches no host and no secret that the last success did not, and tells what it refused and could
-not see.  That stops accidents, not malice; and what pyarrow or polars write to an absolute path is written.
+not see.  That stops accidents, not malice; and pyarrow and polars do write to absolute paths.
 
 Judge.  `tau deploy FILE --dry-run` lists the risks that the source shows, each with its line:
 
@@ -9696,7 +9697,7 @@ def bind_tcp(hosts: str, port: int) -> Iterator[socket.socket]:
                 yield socket.create_server(address, family=family)
         except OSError as problem:
             if host != "::1" or hosts:  # ::1 is only our default, and there may be no IPv6
-                message = f"cannot listen on {host}:{port}: {problem.strerror}"
+                message = f"cannot listen on {host}:{port}: {(problem.strerror or '').partition(' (')[0]}"
                 raise Conflict(message, "choose another --host or --port") from None
 
 
@@ -11159,9 +11160,9 @@ class Case:
                 yield ["peek", *words, *inside, "--profile", "--limit", 3]
 
 
-#: What the document of a run says of its incident.
 #: What an error says that memory has run out, besides MemoryError: also what a library says that cannot be loaded.
 NO_MEMORY = "out of memory|Cannot allocate memory|failed to map segment"
+#: What the document of a run says of its incident.
 INCIDENT_SHOWN = ("incident", "status", "count", "first_at", "last_at", "versions", "fixed_by", "fixed_run")
 #: A file up to this size is shown whole, else the function that failed, up to so many lines before and after.
 SOURCE_BYTES = 1_500
@@ -13897,6 +13898,7 @@ class Agenda:
         self.cron_times.cache_clear()
         if self.sql.remembered("timezone") not in (None, self.timezone):  # an edit of all that name none: from now on
             edited = "UPDATE schedules SET watermark_at = ? WHERE json_extract(options, '$.timezone') IS NULL"
+            edited += " AND json_extract(options, '$.cron') IS NOT NULL"
             self.sql.db.execute(edited, (rfc3339(now),))
         self.store.remember("timezone", self.timezone)
         coming = "due_at > :now AND json_extract(options, '$.cron') IS NOT NULL"
@@ -14612,7 +14614,7 @@ def foresee(path: str, terms: Json, now: float) -> Json:
 
 def sweep_copies(home: str) -> None:
     """Removes the unfinished copies that a crash left in the home."""
-    for folder in ("", BACKUPS):
+    for folder in ("", BACKUPS, f"{BACKUPS}/*"):
         for path in glob.iglob(os.path.join(glob.escape(home), folder, ".tau-*.part*")):
             remove_tree(path)
 
@@ -15028,7 +15030,7 @@ class Store:
 
     def close_incidents(self, name: str, run: Json | None = None) -> None:
         """Closes what is open of a pipeline: this run has succeeded, or nobody needs it any more."""
-        fixed = {"fixed_by": run["version"], "fixed_run": run["run_id"]} if run else {}
+        fixed = {"fixed_by": run and run["version"], "fixed_run": run and run["run_id"]}
         for row in self.sql.rows("SELECT * FROM incidents WHERE status = 'open' AND pipeline = ?", name):
             self.sql.set("incidents", pick(row, "incident"), status="closed", closed_at=self.now(), **fixed)
             last = {"pipeline": name, "run_id": row["last_run"], "version": row["versions"][-1]}
@@ -15890,7 +15892,7 @@ class Questions(Sql):
         return row
 
     def versions(self, name: str, limit: int) -> Page:
-        """Returns the newest versions of a pipeline, each with its runs and what it replaced, and how many."""
+        """Returns the newest versions of a pipeline, each with its runs, and how many."""
         runs = "FROM runs r WHERE r.pipeline = v.pipeline AND r.version = v.version"
         columns = (
             f"v.version, v.version = p.version AND deployed AS live, v.deployed_at, v.actor, ({WHY_DEPLOYED}) AS reason"
@@ -18473,7 +18475,11 @@ def load_pipelines(attempt: Attempt) -> Json:
     others = {os.path.join(attempt.job["folder"], it) for it in attempt.job["entries"] if it != attempt.job["entry"]}
     codes = [getattr(inspect.unwrap(pipeline.function), "__code__", None) for pipeline in PIPELINES]
     pairs = zip(PIPELINES, codes, strict=True)  # what an entry imports from another one is that one's
-    rows = [pipeline.to_json() for pipeline, code in pairs if getattr(code, "co_filename", None) not in others]
+    rows = [
+        pipeline.to_json()
+        for pipeline, code in pairs
+        if getattr(code, "co_filename", None) not in others or "<locals>" in pipeline.function.__qualname__
+    ]
     rows = [row | imported if isinstance(row, dict) else row for row in rows]  # else what it says is judged as it is
     return attempt.returned(rows, LINE_BYTES_MAX)
 
@@ -19131,7 +19137,9 @@ class PipelineContext:
         place = find_warehouse(connection, self._around)
         with self.step(f"sql {brief(query)}") as step:
             step.places = place.uses("reads", query)
-            result = place.run(query, demand({"type": "object"}, params or {}, "params", 'params={"id": 1} for :id'))
+            given: Any = params or {}
+            given = {name: given[name] for name in given.keys()} if hasattr(given, "keys") else given  # noqa: SIM118
+            result = place.run(query, demand({"type": "object"}, given, "params", 'params={"id": 1} for :id'))
             if isinstance(result, Rows):
                 self._attempt.has_read = True
                 answer: Any = put_out(step, result)
@@ -19148,7 +19156,7 @@ class PipelineContext:
 
         An unnamed one is named by its source text, or by *name*.  Raises CheckFailed if any is false, after all were
         evaluated; severity="warn" only logs it.  Returns 1 if all hold, else 0.  Raises BadRequest for a
-        text, a number, a dict and, unless it only warns, for no items.
+        text, a number, a dict; for no items too, unless it only warns.
         """
         return await check_all(self._attempt.journal, assertions, name, severity)
 
@@ -19317,6 +19325,7 @@ def call_locally(chosen: Pipeline, job: Json, path: str) -> Json:
     """Calls a pipeline, with its journal at *path*, and returns the run's document."""
     replace_file(path, b"", durable=False)
     attempt = Attempt(job, Journal(path, job["limits"]))
+    before = SECRETS.names.copy(), SECRETS.values.copy(), SECRETS.forms
     context, began = PipelineContext(attempt), perf_counter()
     try:
         loop = asyncio._get_running_loop()  # of a notebook, or of an async test, which waits for us
@@ -19330,9 +19339,9 @@ def call_locally(chosen: Pipeline, job: Json, path: str) -> Json:
         Unfinished.waiting.clear()
         for engine in context._around.engines.values():
             engine.dispose()
-    with open(path, "rb") as file:
-        records = [read_record(line, SECRETS, "run") for line in file]
-    SECRETS.__init__()  # type: ignore[misc]  # another test may have another value
+        with open(path, "rb") as file:
+            records = [read_record(line, SECRETS, "run") for line in file]
+        SECRETS.names, SECRETS.values, SECRETS.forms = before  # another test may have another value
     took = round((perf_counter() - began) * 1000, 3)
     steps: dict[int, Json] = {}
     for line in records:
@@ -19368,7 +19377,9 @@ def changed_state(context: PipelineContext) -> Json:
     state = to_json(context.state, "ctx.state")
     if state == (context._job.get("state") or {}):
         return {}
-    if not isinstance(state, dict) or len(encode(omit(state, ("files_read",)))) > STATE_BYTES_MAX:
+    own = omit(state, ("files_read",)) if isinstance(state, dict) else state
+    is_large = len(encode(own)) > STATE_BYTES_MAX or len(encode(state)) > 4 * STATE_BYTES_MAX
+    if not isinstance(state, dict) or is_large:
         raise BadResult(f"ctx.state must be an object of at most {STATE_BYTES_MAX:,} bytes")
     return {"state": state}
 
@@ -19867,8 +19878,7 @@ def closure_of(function: Any) -> list[Any]:
     """Returns what tells a function without arguments from another: its code, its defaults, and what it closes over."""
     cells = [cell for cell in getattr(function, "__closure__", None) or () if cell != type(cell)()]
     values = [*(getattr(function, "__defaults__", None) or ()), *(cell.cell_contents for cell in cells)]
-    # Nothing large is kept for it.
-    return [id(getattr(function, "__code__", function)), *(it if type(it) in PLAIN_TYPES else id(it) for it in values)]
+    return [getattr(function, "__code__", None), *(it for it in values if isinstance(it, (int, float, str)))]
 
 
 async def remembered(
@@ -19893,7 +19903,11 @@ async def remembered(
                 attempt.journal.log(f"memo '{name}' is used again")
                 break
         else:
-            value = await settle(work())
+            try:
+                value = await settle(work())
+            except BaseException:
+                attempt.memos.pop(name, None)  # nothing was made
+                raise
             # With escapes, because UTF-8 has no half characters.
             data = pickle.dumps(value) if use_pickle else json.dumps(to_json(value, f"memo {name}")).encode()
             if wrong := save_memo(attempt, key, data):
@@ -20475,7 +20489,7 @@ class Surroundings:
         def secret(mark: re.Match[str]) -> str:
             value = self.secret(mark[1], f"connection '{name}' needs {mark[0]}")
             # In a user name or password @ and / must be quoted, in a query & and +.
-            is_part = mark.start() < end_of_user or "?" in url[: mark.start()]
+            is_part = mark.start() < end_of_user or re.search(r"\?.*=$", url[: mark.start()])
             return urllib.parse.quote(value, safe="") if 0 <= url.find("://") < mark.start() and is_part else value
 
         url = re.sub(SECRET_IN_URL, secret, url)
@@ -20648,7 +20662,8 @@ class Registered(Place):
         signature = inspect.signature(self.function)
         names, offered = signature.parameters, {"resource": None, **more}
         takes_all = any(it.kind is it.VAR_KEYWORD for it in names.values())
-        options = {name: offered[name] for name in offered if takes_all or name in names} | self.options
+        known = {name for name in offered if name in names or (takes_all and name in more)}
+        options = {name: offered[name] for name in offered if name in known} | self.options
         try:
             signature.bind(*arguments, **options)
         except TypeError as problem:
@@ -20682,9 +20697,14 @@ FILE_OPTIONS: dict[str, PlaceOption] = {
     "format": ("string", None, "", "`csv`, `json` …, if the name does not tell it"),
     "file_column": ("string", None, "", "a column for the path of each row's file"),
     "missing": ({"enum": ["error", "ok"]}, "error", "", "`ok`: without a file there are no rows"),
-    "new_only": ("boolean", False, "", "only files that no success has read by this path or pattern, as they are now"),
+    "new_only": ("boolean", False, "", "only files that are new or changed since a success read this path or pattern"),
     "storage_options": ("object", {}, "", 'what fsspec needs: `{"anon": True}`'),
 }
+
+
+def inner_path(path: str) -> str:
+    """Returns what is read of a path such as zip://a.csv::x.zip."""
+    return path.partition("::")[0] if "://" in path else path
 
 
 class LocalFile(Place):
@@ -20692,7 +20712,7 @@ class LocalFile(Place):
 
     def __init__(self, path: str, around: Surroundings, options: Json) -> None:
         self.path = path + "*" * path.endswith("/")
-        super().__init__(os.path.basename(path.partition("::")[0].rstrip("/")) or path, path, around, options)
+        super().__init__(os.path.basename(inner_path(path).rstrip("/")) or path, path, around, options)
 
     def moved(self, rehearsal: Rehearsal, writing: bool) -> Place:
         path = rehearsal.copied(self.path, writing)
@@ -20726,7 +20746,7 @@ class LocalFile(Place):
                 read.append(mark)
 
     def read_file(self, path: str, batch_rows: int | None) -> Batches:
-        label, column = os.path.basename(path.partition("::")[0]) or path, self.options.get("file_column")
+        label, column = os.path.basename(inner_path(path)) or path, self.options.get("file_column")
         file_format = find_format(self.options.get("format"), label)
         options = self.fit(f"reading {file_format.name}", file_format.reads, FILE_OPTIONS)
         with self.open(path) as file:
@@ -20955,7 +20975,7 @@ def look_at(around: Surroundings) -> Json:
 
 
 def look_at_rows(place: Any, limit: int, profile: bool, about: Json) -> Json:
-    """Reads rows as far as it must to show, describe and count them; one by one, because one may be large."""
+    """Reads rows as far as it must to show, describe and count them."""
     rows: list[Json] = []
     kinds, counted = Seen(), "all"
     count, most, until = 0, max(limit, PROFILED_ROWS * profile), monotonic() + COUNTED_S
@@ -21229,11 +21249,11 @@ class Web(Place):
         path, page = options.get("records", "."), self.document
         is_empty = path != "." and isinstance(page, dict) and at_path(page, path) == ()  # as some last pages are
         if self.number > 1 and self.was_list and isinstance(page, dict) and path == ".":
-            wrong = f"{self.name} is no list, as that before it was: {safe_repr(page)}"
+            wrong = f"{self.name} is no list, as that before it was{failure_words(page)}"
             raise SourceError(wrong, "records='…' says where the rows of a page are")
         self.was_list = isinstance(page, list)
         if is_empty and self.number > 1 and page:
-            self.warn(f"{self.name} has no '{path}' and is taken for one without rows: {safe_repr(page)}")
+            self.warn(f"{self.name} has no '{path}' and is taken for one without rows{failure_words(page)}")
         if self.number == 1 or not is_empty or page.get("error") or page.get("errors"):
             yield from batched(records_of(page, **options), batch_rows)
 
@@ -21297,7 +21317,7 @@ class Web(Place):
             self.warn(f"{self.name} is empty after {rows:,} of {total:,} rows")
         is_last = (total and rows >= total) or (self.number >= pages if pages else not self.rows)
         is_told = total is not None or pages is not None  # how many rows or pages there are
-        most = self.number - 1 if is_told else SAME_MAX
+        most = max(self.number - 1, 2) if is_told else SAME_MAX
         if self.rows and 0 < most == self.same and (is_last or not is_told):
             hint = "the service seems not to read page_param"
             hint += "" if is_told else "; or total= or page_count= says which page is the last"
@@ -21684,6 +21704,10 @@ def tables_in(query: str) -> list[tuple[str, str]]:
     return [*dict.fromkeys(uses)][:50]
 
 
+#: If the rows of a batch change their shape more often, those of a shape are written together.
+SHAPES_MAX = 100
+
+
 class Loading:
     """Rows on their way into one table."""
 
@@ -21691,7 +21715,7 @@ class Loading:
         self.house, self.name, self.mode, self.keys = house, name, mode, keys
         self.table = house.quoted(name)
         self.columns: dict[str, Column] = house.columns_of(name)
-        if house.dialect == "postgresql" and (mode == "replace" or not self.columns):  # one after the other
+        if house.dialect == "postgresql" and (mode == "replace" or not self.columns):  # two at once wait for each other
             house.execute("SELECT pg_advisory_xact_lock(hashtext(:name))", {"name": self.table})
             self.columns = house.columns_of(name)
         self.is_old = bool(self.columns)
@@ -21718,8 +21742,10 @@ class Loading:
         else:
             taken = 0
             pairs: Iterable[Any] = zip(batch, cells, strict=True)
-            if self.mode != "upsert" or len({*zip(*map(scan.cells_of, self.keys), strict=True)}) == len(batch):
-                # A statement for each shape, not for each change of shape.
+            changes = sum(1 for _ in itertools.groupby(batch, lambda row: row.keys()))
+            keys = {str(key).lower() for key in zip(*map(scan.cells_of, self.keys), strict=True)}
+            if changes > SHAPES_MAX and (self.mode != "upsert" or len(keys) == len(batch)):
+                # A statement for each shape, not for each change of shape, in which the rows change their order.
                 pairs = sorted(pairs, key=lambda pair: [name in pair[0] for name in scan.columns])
             for names, some in itertools.groupby(pairs, lambda pair: pair[0].keys()):  # the last row of a key wins
                 has = [name in (names or scan.columns[:1]) for name in scan.columns]
@@ -22142,9 +22168,8 @@ class Alchemy(Warehouse):
     def make_engine(self, url: str) -> Any:
         scheme, _, address = re.sub("^postgres:", "postgresql:", url).partition("://")
         drivers = [driver for module, driver in DRIVERS.get(scheme, {}).items() if find_module(module)]
-        is_file = scheme == "duckdb" and address.strip("/") not in ("", ":memory:")
-        options: Json = {"poolclass": self.alchemy.pool.NullPool} if self.only_looks or is_file else {}
-        if self.only_looks and scheme == "duckdb":
+        options: Json = {"poolclass": self.alchemy.pool.NullPool} if self.only_looks else {}  # its settings are final
+        if options and scheme == "duckdb":
             options["connect_args"] = {"read_only": True, "config": {"threads": 1}}
         try:
             return self.alchemy.create_engine(f"{'+'.join([scheme, *drivers[:1]])}://{address}", **options)
@@ -22703,6 +22728,13 @@ def whole_number(text: str) -> float | decimal.Decimal:
 FILE_DECODER = json.JSONDecoder(object_pairs_hook=distinct_members, parse_float=whole_number)
 
 
+def failure_words(document: Any) -> str:
+    """Returns what a service seems to say of a failure in a document, and nothing of rows."""
+    words = ("ok", "success", "status", "code", "error", "errors", "message", "detail")
+    said = {name: it for name, it in document.items() if name in words} if isinstance(document, dict) else {}
+    return f": {safe_repr(said)}" if said else ""
+
+
 def records_of(document: Any, *, records: str | None = None, meta: Any = (), flatten: bool | str = False) -> list[Any]:
     """Returns the rows in a JSON document, or in the list at the path *records*, to which null means no rows.
 
@@ -22716,7 +22748,7 @@ def records_of(document: Any, *, records: str | None = None, meta: Any = (), fla
         raise SourceError("the document is an object with lists in it", f"say {hint}")
     rows = document if isinstance(document, list) else [document]
     if records not in (None, ".") and not isinstance(rows := at_path(document, str(records)), list | None):
-        hint = f"the document is {safe_repr(document)}" if members else "leave records out"
+        hint = f"the document has {', '.join(members)}{failure_words(document)}" if members else "leave records out"
         raise SourceError(f"there is no list at records='{records}'", hint[:500])
     shared = {name: at_path(document, name) for name in demand(STRINGS, meta, "meta", "meta=['page.number']")}
     if absent := [name for name, value in shared.items() if value == ()]:
@@ -23644,6 +23676,9 @@ class Stream(Ready):
         self.outer = open_step() if outer is None else outer
         self.busy_s = 0.0  # time spent in this stream and those upstream of it
 
+    def __len__(self) -> int:
+        raise TypeError("a stream has no length and no rows, only batches: for batch in stream: …")
+
     def __iter__(self) -> Iterator[Rows]:
         if self.batches is None:
             raise BadRequest("a stream can be read only once", "extract again, or without stream=True")
@@ -24250,7 +24285,9 @@ class Output(io.RawIOBase):
         """Saves the unfinished line, in case the run is killed; a fork of it may end without a finish()."""
         if os.getpid() != self.journal.pid:
             self.finish()
-        elif (line := self.partial.get(threading.get_ident())) and monotonic() - self.flushed_at > 0.1:
+        elif (line := self.partial.get(threading.get_ident())) and (
+            len(line) < 200 or monotonic() - self.flushed_at > 0.1
+        ):
             self.flushed_at = monotonic()
             about = {"stream": self.stream, "step": current_path(), "at": now()}
             self.journal.write({"t": "unfinished", "message": last_state(line), **about})
@@ -24325,8 +24362,9 @@ def to_json(value: Any, path: str, level: int = 0) -> Any:
 
 
 def refuse_series(value: Any) -> Any:
-    """Raises BadResult: whether the index of a Series is meant, nobody knows."""
-    raise BadResult(f"a {type(value).__qualname__} has no JSON form: .to_dict() keeps its index, .tolist() does not")
+    """Raises BadResult: a Series has two JSON forms, and the author must choose."""
+    choice = ": .to_dict() keeps its index, .tolist() does not" * hasattr(value, "tolist")
+    raise BadResult(f"a {type(value).__module__}.{type(value).__qualname__} has no JSON form{choice}")
 
 
 def from_numpy(value: Any) -> Any:

@@ -163,6 +163,7 @@ def test_a_field_that_an_answer_can_have_may_be_missing(fresh: Tau) -> None:
     assert fresh("inspect", "it", "--fields", "status,incident") == {"status": "success"}
     assert [*fresh("runs", "--fields", "runs,truncated,total")] == ["runs", "total"]
     assert fresh("inspect", "it", "--fields", "statsu", exit=2)["hint"].startswith("did you mean 'status'?")
+    assert "there is" in fresh("runs", "--fields", "run_id", exit=2)["hint"]
 
 
 def test_a_list_is_cut_after_it_is_sifted(fresh: Tau) -> None:

@@ -279,7 +279,7 @@ def test_rows_of_several_shapes_need_a_statement_for_each_shape(
     done: list[Any] = []
     insert = module.Loading.insert
     monkeypatch.setattr(module.Loading, "insert", lambda self, *given: (done.append(given), insert(self, *given))[1])
-    rows = [{"id": number, **({"x": number} if number % 2 else {})} for number in range(40)]
+    rows = [{"id": number, **({"x": number} if number % 2 else {})} for number in range(2 * module.SHAPES_MAX)]
     for mode in ("upsert", "append"):
         ctx.load(house, [{"id": -1, "x": 0}], "t", mode="upsert", key="id")
         done.clear()

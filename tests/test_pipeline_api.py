@@ -577,6 +577,14 @@ def pages(ctx):
     return [ctx.memo("page", lambda: page) for page in range(3)]
 
 @pipeline
+def again(ctx):
+    for delay in (0, 1):
+        try:
+            return ctx.memo("fetch", lambda: 1 // delay)
+        except ZeroDivisionError:
+            pass
+
+@pipeline
 def alike(ctx, page: int = 1):
     return [ctx.memo("page", lambda: page) for _ in range(2)]
 
@@ -607,6 +615,7 @@ def test_what_a_function_may_do_ends_as_it_should(fresh: Tau) -> None:
     error = fresh("run", "pages", exit=1)["error"]
     assert (error["type"], "give what differs as an argument" in error["hint"]) == ("BadRequest", True)
     assert fresh("run", "alike")["result"] == [1, 1]
+    assert fresh("run", "again")["result"] == 1
     assert fresh("run", "looping")["result"] == "slept"
     run = fresh("run", "grouped", exit=1)
     assert (run["attempt"], run["error"]["type"], run["error"]["message"]) == (2, "ConnectionError", "lost")

@@ -384,6 +384,8 @@ def test_rows_without_values_are_shown(tau: Tau) -> None:
     assert re.search(r"last +other|last\n", on_terminal(tau, "inspect", "it", NO_COLOR="1")[1])
     tau.run_it("def it(ctx):\n    return {'additionalProperties': 1}")
     assert on_terminal(tau, "run", "it")[0] == 0
+    tau.run_it("def it(ctx, properties=None): ...", "-p", 'properties={"type": "Point"}')
+    assert on_terminal(tau, "inspect", "it")[0] == 0
 
 
 def test_commands_that_are_told_speak_to_the_same_daemon(home: Tau) -> None:

@@ -80,15 +80,15 @@ def test_a_change_of_a_table_of_postgresql_waits_a_minute_at_most(postgres: str,
         assert [row["lock_timeout"] for batch in house.execute("SHOW lock_timeout") for row in batch] == ["1min"]
 
 
-def test_a_file_of_duckdb_is_free_after_a_load(ctx: Context) -> None:
+def test_a_session_of_duckdb_goes_on_and_who_has_the_file_open_is_told(ctx: Context) -> None:
     duckdb = pytest.importorskip("duckdb")
     pytest.importorskip("duckdb_engine")
-    ctx.load("duckdb:///a.duckdb", [{"a": 1}], "t")
-    with duckdb.connect("a.duckdb") as db:
-        assert db.execute("SELECT a FROM t").fetchall() == [(1,)]
-        with pytest.raises(module.SourceError) as refused:
-            ctx.extract("duckdb:///a.duckdb?access_mode=read_only", "t")
-        assert "has it open" in str(refused.value.hint)
+    house = "duckdb:///a.duckdb"
+    ctx.sql("CREATE TEMP TABLE t AS SELECT 1 AS a", connection=house)
+    assert ctx.extract(house, "t") == [{"a": 1}]
+    with duckdb.connect("b.duckdb"), pytest.raises(module.SourceError) as refused:
+        ctx.extract("duckdb:///b.duckdb?access_mode=read_only", "t")
+    assert "has it open" in str(refused.value.hint)
 
 
 def test_params_are_an_object_and_a_list_is_no_value_of_in(ctx: Context) -> None:

@@ -77,7 +77,6 @@ def test_a_full_disk_loses_nothing_and_recovers_by_itself(small: Tau) -> None:
     fill(small.home / "filler")
     refused = eventually(lambda: (one := small.command("run", "quick", "-p", "x=" + "y" * 100_000)).exit == 5 and one)
     assert (refused.error["code"], refused.error["retryable"]) == ("storage_full", True)
-    assert [row["by"] for row in small("why", "quick")["held"]] == ["no room"]
     storage = small("status")["storage"]
     assert storage["refused_at"] is not None
     assert storage["free_bytes"] < 100_000
