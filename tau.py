@@ -19250,12 +19250,12 @@ def make_step(step: Any, params: Json) -> Callable[[Rows], Any]:
 
 async def pass_through(whole: Step, parts: list[tuple[Step, Callable[[Rows], Any]]], rows: Rows) -> Rows:
     with whole:
-        whole.rows_in, known = len(rows), columns_of(rows)
+        whole.rows_in, known = len(rows), rows
         whole.take_sample(rows, "in")
         for step, work in parts:
-            known = columns_of(rows) or known
-            if isinstance(work, SqlStep) and not columns_of(rows):
-                rows = Rows((), known)
+            known = rows if rows or rows.columns else known
+            if isinstance(work, SqlStep) and known is not rows:
+                rows = Rows((), columns_of(known))
             with step:
                 step.rows_in = len(rows)
                 step.take_sample(rows, "in")
