@@ -633,6 +633,11 @@ def namespace_of(name: str) -> str:
     return first if slash else DEFAULT_NAMESPACE
 
 
+def is_canary(name: str) -> bool:
+    """Whether a pipeline is the one by which `tau doctor` tries everything, in any namespace."""
+    return name.rpartition("/")[2] == CANARY
+
+
 def data_directory(home: str, name: str) -> str:
     """Where the runs of a pipeline begin; for a name that is empty or ends with `/`, where all of a namespace do."""
     first, slash, rest = name.rpartition("/")
@@ -1125,13 +1130,13 @@ def pick_fields(document: Json, fields: str | None, method: str = "") -> Json:
     if fields is None:
         return document
     paths = [path.strip().split(".") for path in fields.split(",", FIELDS_MAX)]
-    describe = sys.modules[__name__].interface
     for path in paths:
         level: list[Any] = [document]
         for name in path:
             level = [item for value in level for item in (value if isinstance(value, list) else [value])]
             holders = [item for item in level if isinstance(item, dict)]
             if level != [None] * len(level) and not any(name in holder for holder in holders):
+                describe = sys.modules[__name__].interface
                 shapes = describe(method, None, None)["answer"]["$defs"].items() if method else ()
                 if any(name in it.get("properties", ()) for key, it in shapes if level != [document] or "." not in key):
                     break
@@ -6074,7 +6079,7 @@ async def undeploy(call: Call, name: PipelineName) -> Json:
     tau --env production undeploy orders  # a daemon elsewhere
     """
     cancelled = await call.write(call.agenda.undeploy, name)
-    if name.rpartition("/")[2] == CANARY:
+    if is_canary(name):
         await call.store.write(call.store.delete_pipeline, name)
         remove_tree(data_directory(call.daemon.home, name))
     about = {"cancelled_runs": cancelled or [], "downstream": call.caller.sift(call.ask.chains(name)[1])}
@@ -15009,7 +15014,7 @@ class Store:
         self.event(kinds.get(status, "run.finished"), before["pipeline"], run_id, data or {}, actor)
         if status == "success":
             self.close_incidents(before["pipeline"], before)
-        elif status in FAILURES and columns.get("error") and before["pipeline"].rpartition("/")[2] != CANARY:
+        elif status in FAILURES and columns.get("error") and not is_canary(before["pipeline"]):
             self.count_failure(before, columns["error"])
         if status in FINAL:
             self.on_finish(before["pipeline"], run_id, status)
@@ -20662,8 +20667,8 @@ class Registered(Place):
         signature = inspect.signature(self.function)
         names, offered = signature.parameters, {"resource": None, **more}
         takes_all = any(it.kind is it.VAR_KEYWORD for it in names.values())
-        known = {name for name in offered if name in names or (takes_all and name in more)}
-        options = {name: offered[name] for name in offered if name in known} | self.options
+        taken = {*names, *(more if takes_all else ())}
+        options = {name: offered[name] for name in offered if name in taken} | self.options
         try:
             signature.bind(*arguments, **options)
         except TypeError as problem:
@@ -23867,8 +23872,7 @@ class Journal:
         self.dropped = 0  # lines lost from the tail since the last report
         self.observed = 0  # checks and metrics
         self.reported_at = self.progressed_at = 0.0  # when `dropped` and progress were last written
-        self.unsaid: Json | None = None  # the latest progress, if not yet written
-        self.late: dict[tuple[str, str], Json] = {}  # checks and metrics that are not written yet
+        self.late: dict[tuple[str, str], Json] = {}  # progress, checks and metrics that are not written yet
 
     def open(self) -> int:
         # A run may have put a fifo there, which would let us wait for ever.
@@ -23956,7 +23960,7 @@ class Journal:
 
     def finish(self) -> None:
         """Writes the latest progress, checks and metrics, how many lines were dropped, and the last lines."""
-        for record in (*self.late.values(), *filter(None, [self.unsaid])):
+        for record in self.late.values():
             self.write(record)
         self.report_dropped()
         for line in self.tail:
@@ -23978,11 +23982,10 @@ class Journal:
 
     def progress(self, data: Json) -> None:
         """Writes progress at most ten times a second.  finish() writes the latest."""
-        self.unsaid = {"t": "progress", "at": now(), "name": "", "step": current_path(), "data": data}
+        self.late["progress", ""] = {"t": "progress", "at": now(), "name": "", "step": current_path(), "data": data}
         if monotonic() - self.progressed_at > 0.1:
             self.progressed_at = monotonic()
-            self.write(self.unsaid)
-            self.unsaid = None
+            self.write(self.late.pop(("progress", "")))
 
 
 class Step:
