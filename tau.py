@@ -1265,7 +1265,7 @@ def error_fingerprint(error: Json) -> str:
 
 #: What differs from failure to failure: quoted texts, paths, words that have a digit, and hex without one.
 VARYING = (
-    r"""(?s)(?<!\w)(["'`])(?:(?!\1).)*(?:\1|$)|(?<!\S)[^\s"'`]*/\S*"""
+    r"""(?s)(?<!\w)(["'`])(?:(?!\1).)*(?:\1|$)|(?<!\S)[^\s"'`]*/\S*|\bDETAIL: .*"""
     r"|(?<![\w.:,+-])[\w.:,+-]*\d[\w.:,+-]*|\b[a-fA-F]{8,}\b"
 )
 
@@ -1463,7 +1463,7 @@ SECRET_NAME = r"[A-Za-z_][A-Za-z0-9_.-]{0,127}"
 KINDS: dict[str, Json] = {
     **{kind: {"type": "string"} for kind in ("str", "RunId", "EnvironmentName", "KeyName", "FilePath")},
     "PipelineName": {"type": "string", "description": "which pipeline"},
-    "SecretName": {"type": "string", "pattern": SECRET_NAME, "description": "which secret"},
+    "SecretName": {"type": "string", "pattern": f"({NAMESPACE_NAME}/)?{SECRET_NAME}", "description": "which secret"},
     "Subject": {"type": "string", "description": "a pipeline, meaning its last run; a run id; or an incident"},
     "int": {"type": "integer"},
     "float": {"type": "number"},
@@ -2244,7 +2244,12 @@ def find_home(flag: str | None) -> str:
 
 def start_line(home: str, *more: object) -> str:
     """The command line that starts the daemon of a home."""
-    return shell_line("taud", *(() if home == find_home(None) else ("--home", home)), "--detach", *more)
+    return shell_line("taud", *home_words(home), "--detach", *more)
+
+
+def home_words(home: str) -> tuple[str, ...]:
+    """The words of a command that name a home, if need be."""
+    return () if home == find_home(None) else ("--home", home)
 
 
 def user_path(variable: str, usual: str, *below: str) -> str:
@@ -2340,7 +2345,10 @@ def environment_key(host: str) -> str:
 
 
 def read_key_file(path: str, hint: str) -> str:
-    return parse_key(read_text(path, hint), path)
+    """The key in a file; Forbidden if everybody can read it."""
+    key = parse_key(read_text(path, hint), path)
+    check_private(path)
+    return key
 
 
 def parse_key(text: str, origin: str) -> str:
@@ -2755,16 +2763,18 @@ def open_standard_descriptors() -> None:
             output.reconfigure(encoding=None if output.isatty() else "utf-8", errors="backslashreplace")
 
 
-def write_out(text: str, end: str = "\n") -> None:
-    """Prints on stdout.  If the reader is gone, the exit code stays the same."""
+def write_out(text: str, end: str = "\n") -> bool:
+    """Prints on stdout; returns whether there is a reader.  If it is gone, the exit code stays the same."""
     try:
         print(text, end=end, flush=True)
+        return True
     except OSError as problem:
         # A closed terminal gives EIO; EIO of a disk is a real failure.
         closed = problem.errno == errno.EIO and stat.S_ISCHR(os.fstat(1).st_mode)
         leave_output(1)
         if problem.errno != errno.EPIPE and not closed:
             raise StorageFull(f"cannot write the answer: {problem.strerror}", "where does stdout go?") from None
+        return False
 
 
 def leave_output(number: int) -> None:
@@ -3387,10 +3397,11 @@ def peek(path: str) -> str:
 def read_text(path: str, hint: str, missing: str | None = None) -> str:
     """The text of a file that its user names, or *missing* if there is none; BadRequest if it cannot be read.
 
-    It may be linked, or a device, such as a pipe of the shell.
+    It may be linked, or a device, such as a pipe of the shell; `-` is stdin.
     """
     try:
-        with open(path if path.startswith("/dev/") else open_file(path, os.O_RDONLY), encoding="utf-8") as file:
+        at = 0 if path == "-" else path if path.startswith("/dev/") else open_file(path, os.O_RDONLY)
+        with open(at, encoding="utf-8", closefd=path != "-") as file:
             text = file.read(LINE_BYTES_MAX + 1)
         if len(text) > LINE_BYTES_MAX:
             raise OSError(errno.EFBIG, f"it has more than {LINE_BYTES_MAX:,} characters")
@@ -3402,6 +3413,7 @@ def read_text(path: str, hint: str, missing: str | None = None) -> str:
 
 
 def cannot_read(path: str, problem: Exception, hint: str) -> BadRequest:
+    path = "stdin" if path == "-" else path
     return BadRequest(f"cannot read {path}: {getattr(problem, 'strerror', None) or problem}", hint)
 
 
@@ -3925,7 +3937,7 @@ def outcome_of(words: list[str]) -> int:
         return command(words)
     except SystemExit:
         return 0  # argparse has printed a page of help
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, EOFError):
         return 130
     except Exception as problem:
         return complain(as_error(problem), words)
@@ -3950,7 +3962,8 @@ def command(words: list[str]) -> int:
     chosen = SHELL_COMMANDS[name]
     if chosen.name != "try":  # which may need no daemon: else the client refuses it
         refuse_writes(chosen.words, chosen.effect)
-    view, asked, given = View(words), daemon_asked(options), omit(options, COMMON)
+    asked, given = daemon_asked(options), omit(options, COMMON)
+    view = View(words, asked)
     try:
         params = chosen.check({name: read_value(chosen.arguments[name], given[name], given) for name in given})
         fields = params.pop("fields", None)
@@ -3986,7 +3999,7 @@ def commands_there(value: Any, asked: Json) -> Any:
     if not isinstance(value, dict):
         return value
     told = {key: commands_there(item, asked) for key, item in value.items() if key not in USERS_OWN}
-    for key in ("next", "get", "hint"):
+    for key in ("next", "get", "hint", "remedy"):
         if isinstance(it := told.get(key), (str, list)):
             told[key] = [spoken_there(text, asked) for text in it] if isinstance(it, list) else spoken_there(it, asked)
     return value | told
@@ -4060,7 +4073,7 @@ def ask_for_logs(client: Client, name: str, params: Json, view: View) -> Json:
         run_id = client.call(name, params | {"follow": False, "tail": 1})["run_id"]
         if client.call("wait", {"run_id": run_id, "timeout": 0.0}).get("waited") is False:
             return ask_live(client, "wait", {"run_id": run_id}, view)
-    document = client.call(name, params, view.event)
+    document = client.call(name, params, view.follow)
     return {} if params.get("follow") else document
 
 
@@ -4074,7 +4087,7 @@ def ask_for_events(client: Client, name: str, params: Json, view: View) -> Json:
         if "gap" in page:
             report("warning", {"message": f"events before {page['first']} are deleted", "hint": "see [retention]"})
         for event in page["events"]:
-            view.event(event)
+            view.follow(event)
         page = client.call(name, params | {"since": page["next"], "follow": True})
     return page
 
@@ -4086,7 +4099,7 @@ def ask_for_check(client: Client, name: str, params: Json, view: View) -> Json:
     except Unavailable:
         if client.host:
             raise
-        with ThrowAway(client.home) as own:
+        with ThrowAway(client) as own:
             return ask_live(own, name, params, view)
 
 
@@ -4094,7 +4107,7 @@ def ask_for_try(client: Client, name: str, params: Json, view: View) -> Json:
     """Has the daemon rehearse the files, or runs or rehearses them in a throw-away one."""
     if "like" in params:
         return next_of_try(ask_live(client, name, params, view), params)
-    with ThrowAway(client.home) as own:
+    with ThrowAway(client) as own:
         if "dry_run" in params:
             return next_of_try(ask_live(own, name, params, view), params)
         order = omit(params, ("files", "include", "entry", "times", "allow"))
@@ -4117,7 +4130,8 @@ def next_of_try(document: Json, params: Json) -> Json:
     if document["status"] != "success":
         return document | {"next": [shell_line("tau", *sys.argv[1:])]}
     given = {"files": params["files"][0]["from"], "verify": params.get("like"), "take_over": "like" in params}
-    given |= {key: params.get(key) for key in ("entry", "name")}
+    which = document.get("pipeline") if "like" in params else None
+    given |= {"entry": params.get("entry"), "name": params.get("name", which)}
     include = dict.fromkeys(file["from"] for file in params.get("include", ()))
     line = OPERATIONS["deploy"].line(given)
     return document | {"next": [near(f"{line} {shell_line('--include', *include)}" if include else line)]}
@@ -4181,7 +4195,7 @@ def ask_for_secret(client: Client, name: str, params: Json, view: View) -> Json:
     if params.get("value", "-") != "-":
         hint = f"`{shell_line('tau', 'secret', 'set', params['name'])}` reads it"
         raise BadRequest("a secret's value comes from stdin: others can see the words of a command line", hint)
-    value = getpass.getpass("Value: ") if os.isatty(0) else read_text("/dev/stdin", "send text").removesuffix("\n")
+    value = getpass.getpass("Value: ") if os.isatty(0) else read_text("-", "send text").removesuffix("\n")
     return client.call(name, params | {"value": value})
 
 
@@ -4194,7 +4208,9 @@ def ask_for_code(client: Client, name: str, params: Json, view: View) -> Json:
     folder, entry = params["out"] or ".", str(document.get("entry"))
     changes = write_files(folder, files, "force" in params)
     words = [file_word(os.path.join(folder, entry))] if len(files) == 1 else [file_word(folder), "--entry", entry]
-    deploy = shell_line("tau", "deploy", *words, "--name", params["name"], "--take-over")
+    namespace, _, own = params["name"].rpartition("/")
+    where = ["--namespace", namespace] if namespace else []
+    deploy = shell_line("tau", "deploy", *words, "--name", own, "--take-over", *where)
     return {"version": document.get("version"), **changes, "next": [deploy]}
 
 
@@ -4261,9 +4277,11 @@ def init(desk: Desk, name: str = "my_pipeline") -> Json:
     """
     files = {path.replace("NAME", name): text.replace("NAME", name).lstrip() for path, text in FIRST.items()}
     taken = {*sys.stdlib_module_names, *keyword.kwlist, "tau"}
-    if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) or name in taken or any(map(os.path.lexists, files)):
-        message = f"{', '.join(files)[:300]}: they are there already, or a function cannot have this name"
-        raise Conflict(message, "give another name: `tau init first_pipeline`")
+    hint = "give another name: `tau init first_pipeline`"
+    if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) or name in taken:
+        raise BadRequest(f"a function cannot have the name '{name}'", hint)
+    if there := [path for path in files if os.path.lexists(path)]:
+        raise Conflict(f"{', '.join(there)[:300]}: there already", hint)
     for path, text in files.items():
         with open(path, "x", encoding="utf-8") as file:
             file.write(text)
@@ -4446,9 +4464,11 @@ METAVARS |= {"Duration": "DURATION", "Size": "SIZE"}
 def read_value(argument: Argument, value: Any, options: Json) -> Any:
     if argument.kind == "list[Json]":
         paths = [value] if isinstance(value, str) else value
-        return [file for path in paths for file in read_files(path, options["files"], options.get("include", ()))]
-    if argument.name == "entry" and os.path.exists(place := os.path.join(options["files"], value)):
-        return os.path.relpath(place, root_of(options["files"]))
+        return [
+            file for path in paths for file in read_files(path, options.get("files", ""), options.get("include", ()))
+        ]
+    if argument.name == "entry" and os.path.exists(place := os.path.join(main := options.get("files", ""), value)):
+        return os.path.relpath(place, root_of(main))
     if argument.kind == "Json":
         return read_object(value, argument.flags[0])
     kind = str(argument.wanted["type"])
@@ -4466,10 +4486,10 @@ def read_value(argument: Argument, value: Any, options: Json) -> Any:
 
 def read_object(text: str, flag: str) -> Json:
     """Reads an object from a word: JSON, `@file`, or `-` for stdin."""
-    if text.startswith("@"):
-        text = read_text(text[1:], "give the path of a JSON file")
+    if text == "-" or text.startswith("@"):
+        text = read_text(text.removeprefix("@"), "give the path of a JSON file")
     try:
-        value = decode((sys.stdin.read() if text == "-" else text).encode("utf-8", "surrogateescape"))
+        value = decode(text.encode("utf-8", "surrogateescape"))
         return dict(demand({"type": "object"}, value, flag))
     except BadRequest as problem:
         hint = f'write an object: {flag} \'{{"key": "value"}}\'' + ", or -p key=value" * (flag == "--params")
@@ -4484,7 +4504,7 @@ def read_files(path: str, main: str, named: Sequence[str]) -> list[Json]:
     """
     root, links, files = root_of(main), {os.path.abspath(link) for link in named if os.path.islink(link)}, []
     for place in files_in(path, links) if os.path.isdir(path) else [path]:
-        relative = os.path.relpath(place, root)
+        relative = os.path.relpath(place or os.curdir, root)
         if relative.startswith(os.pardir + os.sep):
             relative = os.path.relpath(place, os.path.dirname(os.path.normpath(path)) or ".")
         files.append(read_file(place, relative) | {"from": os.path.abspath(path)})
@@ -4772,10 +4792,11 @@ def env_add(
     if key not in (None, "-"):
         raise BadRequest("a key is not a word of a command: others could see it", "give `-` and the key on stdin")
     files = {"ca_file": ca_file, "cert_file": cert_file, "cert_key_file": cert_key_file}
-    table = without_empty({"host": host, "namespace": desk["namespace"]})
+    old = read_environments().get(name, {})
+    table = (old if old.get("host") == host else {}) | without_empty({"host": host, "namespace": desk["namespace"]})
     table |= {at: os.path.abspath(os.path.expanduser(path)) for at, path in files.items() if path}
     if key:
-        table["api_key"] = parse_key(sys.stdin.read(), "stdin")
+        table["api_key"] = parse_key(read_text("-", "send the key"), "stdin")
     return {"name": name, "host": host, "changed": write_environment(name, table)}
 
 
@@ -4893,11 +4914,16 @@ class Patient:
         self.config = self.status["config"] if self.status else find_config(None, self.home)
         self.settings, self.wrong = attempt(lambda: read_settings({}, self.config))
         self.database = database_path(self.settings.get("url", "sqlite:///tau.db"), self.home)
+        uid = os.stat(self.home).st_uid if os.path.exists(self.home) else os.geteuid()
+        #: Whether another user's daemon answers, to whom what is in the home belongs.
+        self.is_visitor = bool(self.status) and uid != os.geteuid()
         while not os.path.exists(self.place):  # what there is of its path: it is on another machine, or not made yet
             self.place = os.path.dirname(self.place)
 
     def look_at_home(self) -> Finding:
         home = self.home
+        if self.is_visitor:
+            return f"{home} is of uid {os.stat(home).st_uid}, whose daemon answers"
         if not os.access(self.place, os.W_OK | os.X_OK):
             return "fail", f"{self.place} cannot be written", "mount it writable, or choose another home: --home"
         if self.place != home:
@@ -4957,12 +4983,18 @@ class Patient:
     def look_at_configuration(self) -> Finding:
         if wrong := self.wrong:
             return "fail", str(wrong), wrong.hint or "see examples/tau.example.toml"
+        unread = os.path.join(self.home, "tau.toml")
+        if self.status and self.config is None and os.path.exists(unread):
+            remedy = "; ".join(("tau shutdown", start_line(self.home)))
+            return "warn", f"the daemon began before there was {unread}", remedy
         return self.config or "there is none, so the defaults hold"
 
     def look_at_database(self) -> Finding:
         path = self.database
         if not os.path.exists(path):
             return f"there is no {path} yet"
+        if self.is_visitor:
+            return f"{path} is for its daemon to read"
         try:
             with contextlib.closing(read_only(path)) as db:
                 schema, damage = db.execute("PRAGMA user_version").fetchone()[0], find_damage(db)
@@ -4979,8 +5011,8 @@ class Patient:
         path = os.path.join(self.home, "tau.sock")
         if not os.path.lexists(path):
             return "the daemon listens elsewhere" if self.status else "there is none"
-        about = os.lstat(path)
-        if not stat.S_ISSOCK(about.st_mode) or about.st_uid != os.geteuid() or about.st_mode & 0o007:
+        about, owner = os.lstat(path), os.stat(self.home).st_uid if self.is_visitor else os.geteuid()
+        if not stat.S_ISSOCK(about.st_mode) or about.st_uid != owner or about.st_mode & 0o007:
             return "fail", f"{path} is not a socket of ours alone", f"find out who made it, then remove {path}"
         return path
 
@@ -5048,7 +5080,7 @@ def try_everything(client: Client, patient: Patient) -> list[Json]:
     if patient.status and not client.read_only:
         return try_canary(client, "in the daemon")
     try:
-        with ThrowAway(client.home) as own:
+        with ThrowAway(client) as own:
             return try_canary(own, "in a home that was thrown away")
     except TauError as problem:
         return [check_row("canary", ("fail", f"a daemon does not even start: {problem}", problem.hint or SEE_LOG))]
@@ -5068,8 +5100,10 @@ def try_canary(client: Client, where: str) -> list[Json]:
             answer = client.call(method, params | ({"run_id": run_id} if method in ("retry", "cancel") else {}))
             run_id = answer.get("run_id", "")
             if wanted and answer["status"] != wanted:
-                why = cell({"error": answer.get("error")}, "what")
-                raise Conflict(f"after {CANARY_S:g} s at most it is {answer['status']}, not {wanted}: {why}")
+                held = answer.get("held_by") and f"held by {answer['held_by']}"
+                why = held or cell({"error": answer.get("error")}, "what")
+                hint = "tau runs --status running" if held else ""
+                raise Conflict(f"after {CANARY_S:g} s at most it is {answer['status']}, not {wanted}: {why}", hint)
             findings[deed] = f"as it should, {where}"
         except TauError as problem:
             failed = True
@@ -5098,8 +5132,8 @@ class View:
 
     room: int  # columns for the value that is painted
 
-    def __init__(self, words: Sequence[str]) -> None:
-        self.people = people_read(sys.stdout, words)
+    def __init__(self, words: Sequence[str], asked: Json) -> None:
+        self.people, self.asked = people_read(sys.stdout, words), asked
         self.colours = self.people and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
     def show(self, name: str, document: Json) -> None:
@@ -5119,6 +5153,8 @@ class View:
                 document["error"] = document["attempts"][-1]["error"]
             head, only = self.run_head(document), None if name == "inspect" else LAST
             document = omit(document | document["trace"], HEAD)
+        if name == "heal" and "diff" in document:
+            document["changed"] = {"code": document.pop("diff")}
         if name == "diff":
             about = ("pipeline", "run_id", "status", "risks")
             document = omit(document, document.keys() - about) | {"changed": omit(document, about)}
@@ -5223,7 +5259,7 @@ class View:
         while error:
             lines.append(self.paint(cut_text(mark + cell({"error": error}, "what"), 400), "error"))
             if error.get("line"):
-                lines.append(f"{error['file']}:{error['line']}  {error.get('code') or ''}")
+                lines.append(f"{error['file']}:{error['line']}  {error.get('source_line', error.get('code')) or ''}")
             local: Json = next((frame["locals"] for frame in reversed(error.get("frames", ())) if frame["user"]), {})
             texts = [f"  {name} = {value}" for name, value in local.items()]
             for name, value in (error.get("facts") or {}).items():
@@ -5268,10 +5304,15 @@ class View:
         text = f"{local_time(event['at'])} {event['type']:<19} {about} {fields_text({'fields': event['data']})}"
         return self.paint(single_line(text), str(event["data"].get("status")))
 
-    def event(self, event: Json) -> None:
-        """Prints an event for a program, a line for a person."""
+    def follow(self, event: Json) -> None:
+        """Prints an event, and ends the command if nobody reads on."""
+        if not self.event(event):
+            sys.exit()
+
+    def event(self, event: Json) -> bool:
+        """Prints an event for a program, a line for a person; returns whether there is a reader."""
         text = self.fact if "actor" in event else self.log_text
-        write_out(text(printable(event)) if self.people else json_text(event, sys.stdout))
+        return write_out(text(printable(event)) if self.people else json_text(event, sys.stdout))
 
 
 ATTEMPT = "attempt status started_at duration_ms what"
@@ -5353,14 +5394,15 @@ class Live:
         if kind is KeyboardInterrupt and self.run_id:
             lines = [sys.argv[1:]] if self.trial else [(verb, self.run_id) for verb in ("wait", "cancel")]
             said = "the trial was stopped" if self.trial else f"{self.run_id} goes on"
-            write_out(f"\n{said}\n{aligned([('next', [shell_line('tau', *words) for words in lines])])}")
+            commands = [spoken_there(shell_line("tau", *words), self.view.asked) for words in lines]
+            write_out(f"\n{said}\n{aligned([('next', commands)])}")
 
     def redraw(self) -> None:
         while not self.ended:
             time.sleep(0.25)  # what takes less time has no such line
             with self.lock:
                 if not self.ended:
-                    self.put(self.view.paint(single_line(self.status(), columns_shown() - 1), "dim"), end="")
+                    self.put(f"\x1b[?7l{self.view.paint(single_line(self.status()), 'dim')}\x1b[?7h", end="")
                     self.drawn = True
 
     def put(self, line: str = "", end: str = "\n") -> None:
@@ -5438,6 +5480,8 @@ def cell(row: Json, column: str) -> str:
         value = f"{error['file']}:{error['line']}"
     elif column in ("reads", "writes") and isinstance(value, list):
         value = [use["pipeline"] for use in value]
+    elif column == "found":
+        value = value or "missing"
     elif column == "next_at":
         value = row.get("held") or (row.get("ticks") or [value])[0] or [f"after {up}" for up in row.get("upstream", ())]
     elif column == "outcome":
@@ -5524,7 +5568,7 @@ class Client:
             self.channel.close()
         self.channel = None
 
-    def call(self, method: str, params: Json, on_event: Callable[[Json], None] | None = None) -> Json:
+    def call(self, method: str, params: Json, on_event: Callable[[Json], object] | None = None) -> Json:
         """Return the result of one operation; its events go to *on_event* as they come.
 
         If the connection is lost, the request is sent again for RECONNECT_S seconds, but only if that does
@@ -5559,14 +5603,15 @@ class Client:
 
         A daemon that demands a certificate and gets none closes the connection, in TLS 1.3 without a word.
         """
+        lost = problem.detail.get("reason") == "lost"
         answered = self.channel is not None and self.channel.proven
         self.close()
-        closed = problem.detail.get("reason") == "lost" and not answered
+        closed = lost and not answered
         if closed and Address(self.peer.address).secure and not self.peer.cert_file:
             problem.hint = "the daemon stopped, or demands a certificate: TAU_CERT_FILE, TAU_CERT_KEY_FILE name yours"
-        return answered
+        return answered and lost
 
-    def ask(self, method: str, params: Json, on_event: Callable[[Json], None] | None = None) -> Json:
+    def ask(self, method: str, params: Json, on_event: Callable[[Json], object] | None = None) -> Json:
         if self.channel is not None and self.channel.spent:
             self.close()
         channel = self.channel = self.channel or self.connect()
@@ -5590,6 +5635,8 @@ class Client:
         context = client_tls(self.peer) if address.secure else None
         try:
             connection = open_socket(address, context)
+        except TauError:  # a rehearsal refuses it
+            raise
         except OSError as problem:
             raise no_daemon(problem, address) from None
         try:
@@ -5867,41 +5914,65 @@ def no_daemon(problem: OSError, address: Address) -> Unavailable:
 class ThrowAway(Client):
     """Use `with`: the client of a daemon in a new home, which is removed at the end.
 
-    That daemon has the configuration, the secrets and the built environments of the usual home.
+    That daemon has the configuration, the secrets, the built environments and the namespace of the usual one.
     """
 
-    def __init__(self, usual: str) -> None:
+    def __init__(self, usual: Client) -> None:
         try:
             home = tempfile.mkdtemp(prefix="tau-try-")
         except OSError:  # no /tmp, say
-            make_directory(usual)
-            home = tempfile.mkdtemp(prefix="tau-try-", dir=usual)
+            make_directory(usual.home)
+            home = tempfile.mkdtemp(prefix="tau-try-", dir=usual.home)
         super().__init__(home=home)
+        self.peer.namespace = ""
         self.usual, self.read_only = usual, False  # TAU_READ_ONLY protects other homes
 
     def __enter__(self) -> ThrowAway:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGHUP):  # tidied up as after Ctrl-C
+                signal.signal(number, signal.default_int_handler)
+        usual = self.usual.home
         try:
-            for name in ("secrets", "environments"):
+            is_ours = not os.path.exists(usual) or os.stat(usual).st_uid == os.geteuid()
+            for name in ("secrets", "environments") if is_ours else ("secrets",):
                 with contextlib.suppress(OSError):  # the usual home need not be one that can be written
-                    make_directory(os.path.join(self.usual, name))
-                    os.symlink(os.path.join(self.usual, name), os.path.join(self.home, name))
+                    if is_ours:
+                        make_directory(os.path.join(usual, name))
+                    os.symlink(os.path.join(usual, name), os.path.join(self.home, name))
             self.start()
+            self.enter_namespace()
         except BaseException:
-            shutil.rmtree(self.home)
+            self.end()
             raise
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.end()
+
+    def enter_namespace(self) -> None:
+        """Makes the namespace that is meant, with what it may have if the usual daemon tells."""
+        own = self.usual.peer.namespace
+        if own not in ("", DEFAULT_NAMESPACE):
+            allowed: Json = {}
+            with contextlib.suppress(Unavailable):
+                allowed = pick(self.usual.call("namespace_show", {}), "connections", "variables")
+            self.call("namespace_create", {"name": own} | allowed)
+        self.peer.namespace = own
+
+    def end(self) -> None:
         self.close()  # it may be in the middle of an answer
-        with contextlib.suppress(Unavailable):
-            self.shut_down({"cancel": True})
-        self.close()
-        shutil.rmtree(self.home)
+        self.peer.namespace = ""
+        try:
+            with contextlib.suppress(Unavailable):
+                self.shut_down({"cancel": True})
+        finally:
+            self.close()
+            shutil.rmtree(self.home)
 
     def start(self) -> None:
         """Starts the daemon and waits until it is ready; raises the error that it prints."""
         words = ["--detach", "--json", "--home", self.home, "--unscheduled", "--log-level", "warning"]
-        config = find_config(None, self.usual)
+        config = find_config(None, self.usual.home)
         words += ["--host", "", "--port", "0", *(["--config", config] if config else [])]
         output, end = os.pipe()
         pid = start_python("taud", words, {1: end, 2: end}, os.environ | {"TAU_DATABASE_URL": "sqlite:///tau.db"})
@@ -6037,7 +6108,7 @@ async def check(
     tau check shop --entry main.py
     """
     deployment = Deployment(call, files, include, entry)
-    secrets = places_of(dict.fromkeys(deployment.secrets, True), *call.room().secrets)
+    secrets = places_of(deployment.secrets, *call.room().secrets)
     missing = [name for name, place in secrets.items() if place is None]
     answer: Json = {"ok": False, "error": None, "pipelines": [], "environments": []}
     answer |= {"secrets": secrets, "missing_imports": [], "missing_secrets": missing}
@@ -6144,7 +6215,7 @@ def lineage(call: Call, name: str | None = None, resource: str | None = None, *,
     """
     whole = name and full_name(name, call.caller.home)
     is_pipeline = whole is None or (call.ask.is_known(whole) and call.caller.sees(whole))
-    place = None if is_pipeline else place_of(call, str(name))
+    place = None if is_pipeline else place_of(call, str(name), *call.caller.sift(call.ask.known_names()))
     among = call.among()
     among = among and [*among, *call.ask.shared_with(among)]
     uses = call.ask.lineage(among, name=whole if is_pipeline else None, place=place, resource=resource)
@@ -6156,14 +6227,17 @@ def lineage(call: Call, name: str | None = None, resource: str | None = None, *,
     return listing(call, "lineage", rows[:limit], len(rows)) | {"unknown": unknown}
 
 
-def place_of(call: Call, word: str) -> str:
-    """Returns the name of a place.  Raises NotFound for a relative path: each pipeline has its own directory."""
+def place_of(call: Call, word: str, *pipelines: str) -> str:
+    """Returns the name of a place.  Raises NotFound for a relative path: each pipeline has its own directory.
+
+    The word could also have been one of the *pipelines*.
+    """
     url = call.room().connections.get(word, {"url": word})["url"]
     place = word if word.startswith("@") else place_name(url, "/")
     if place != word and place != place_name(url, "/other"):
-        known, wrong = call.caller.sift(call.ask.known_names()), "is no pipeline, and no URL or absolute path"
-        hint = did_you_mean(word, known, "write the whole path; or `tau peek … --in NAME`, which begins in data/NAME")
-        raise NotFound(f"'{word}' {wrong}", hint)
+        kind = "pipeline" if pipelines else "connection"
+        hint = "write the whole path; or `tau peek … --in NAME`, which begins in data/NAME"
+        raise NotFound(f"'{word}' is no {kind}, and no URL or absolute path", did_you_mean(word, pipelines, hint))
     return place
 
 
@@ -6276,6 +6350,8 @@ async def answer_run(call: Call, asked: Json, wait: bool, timeout: float | None,
     """Adds the run that is *asked* for; returns its document at its end, or at once unless *wait*."""
     if follow and not wait:
         raise BadRequest("--follow waits for the run, --detach does not", "choose one of them")
+    if asked["key"] == "":
+        raise BadRequest("the key is empty, so this would be the same run each time", "is the variable set?")
     run_id, status, again = await call.store.write(lambda: call.store.add_run(actor=call.actor, **asked))
     document: Json = {"run_id": run_id, "status": status}
     if wait:
@@ -6460,9 +6536,8 @@ async def cancel(call: Call, run_id: Subject, *, force: bool = False) -> Json:
     """
     daemon, ask = call.daemon, call.ask
     run_id = ask.pick_live(run_id)
-    moved = await call.write(call.store.cancel_waiting, run_id)
-    if not moved and ask.status_of(run_id) not in FINAL:
-        await call.write(call.store.event, "run.cancelling", ask.owner(run_id), None, {"run_id": run_id})
+    moved = ask.status_of(run_id) not in FINAL
+    if moved and await call.write(call.agenda.make_room, run_id):
         await daemon.runner.stop(run_id, "cancelled", force)
         call.only_waits()
         await daemon.feed.finished(run_id)
@@ -6488,7 +6563,7 @@ def runs(
     limit --last --limit  how many at most
     status        only those with this status
     trigger       only those that this has started
-    since         only those queued at this time or after it: 2026-01-01T06:00, 24h for the last day, or a whole run id
+    since         only those queued from then on: 2026-01-01T06:00 in the daemon's time zone, 24h, or a whole run id
     until         only those queued before this time, or before the run with this whole id
 
         tau runs orders --last 10
@@ -6991,7 +7066,7 @@ def find_schedule(call: Call, name: str, undeployed: bool = False) -> Json:
         "held": row["held"],
         "watermark_at": row["watermark_at"],
         "next_at": row["next_at"] if row["due_at"] and not paused else None,
-        **preview(call, times, zone, max(int(time.time()), instant_of(row["watermark_at"]))),
+        **preview(call, times, zone, undecided(row, max(int(time.time()), instant_of(row["watermark_at"])))),
     }
 
 
@@ -7033,7 +7108,7 @@ async def heal(call: Call, name: PipelineName, *, auto: bool = False) -> Json:
     finally:
         done = attempt | done | {"duration_s": round(time.monotonic() - began, 3)}
         await asyncio.shield(call.write(call.store.end_heal, omit(done, ("files", "entry", "probation")), healing))
-    return done
+    return done | ({"next": [shell_line("tau", "retry", attempt["run_id"])]} if done["verdict"] == "fixed" else {})
 
 
 @writes
@@ -7154,8 +7229,9 @@ async def mend(call: Call, attempt: Json, healing: Json, auto: bool) -> Json:
             done["retried_as"] = (await retry(call, run_id, wait=False))["run_id"]
         if answer["verdict"] != "change":
             return {"verdict": answer["verdict"].replace("escalate", "escalated")}
-        files = as_files(texts | answer["files"])
-        done["diff"] = compare_sources(sources, {file["path"]: file["text"].encode() for file in files})
+        changed = sources | {path: text.encode() for path, text in answer["files"].items()}
+        files = [{"path": path, **written_content(content)} for path, content in changed.items()]
+        done["diff"] = compare_sources(sources, changed)
         proof = {"verify": run_id, "probation": healing["probation"], "expect": attempt["version"]}
         deployed = await deploy(call, files, entry=entry, name=name, take_over=True, dry_run=not auto, **proof)
         shown = {} if auto else {"files": files, "entry": entry, "probation": healing["probation"]}
@@ -7310,7 +7386,7 @@ async def backfill(
 
     from          the first tick is at this time or after it
     to            the last tick is at this time or before it; without it now
-    only          ticks that have no run (missing), whose run did not succeed (failed), or both (all)
+    only          ticks without a run that is kept (missing), whose run did not succeed (failed), or both (all)
     dry_run       only say which ticks those are
     limit         how many runs at most
 
@@ -7356,7 +7432,7 @@ async def pause(
     healing: bool = False,
     reason: str = "on request",
 ) -> Json:
-    """Pause a pipeline: its schedule and its upstream start nothing; `tau run` still does.
+    """Pause a pipeline: its schedule and its upstream start nothing; what waits already and `tau run` do.
 
     all           everything
     healing       only the agent of [heal]: it begins nothing
@@ -7384,7 +7460,9 @@ async def resume(call: Call, name: PipelineName | None = None, *, all_: bool = F
 async def set_pause(call: Call, name: str | None, everything: bool, healing: bool, reason: str | None) -> Json:
     """Pauses a pipeline, or everything, or the healing, or without a *reason* resumes it."""
     if [name is not None, everything, healing].count(True) != 1 or name == "":
-        raise BadRequest("give the name of a pipeline, or --all, or --healing", "tau pause NAME")
+        raise BadRequest(
+            "give the name of a pipeline, or --all, or --healing", f"tau {'pause' if reason else 'resume'} NAME"
+        )
     if healing:
         changed = await call.write(call.store.pause_healing, reason)
     else:
@@ -7443,7 +7521,7 @@ async def backup(call: Call, file: FilePath | None = None) -> Json:
     """
     daemon, caller = call.daemon, call.caller
     if caller.holder.is_limited:  # it is a file of the daemon's machine
-        raise Forbidden(f"'{caller.name}' is for {caller.reach} only", SEEN_HINT)
+        raise Forbidden(f"'{caller.name}' is for {caller.reach} only", DAEMON_HINT)
     folder = os.path.join(daemon.home, BACKUPS, caller.namespace or "")  # a part is not the newest backup of all
     if file is None:
         make_directory(folder)
@@ -7525,8 +7603,9 @@ async def secret_remove(call: Call, name: SecretName) -> Json:
 
 async def save_secret(call: Call, name: str, data: bytes | None) -> Json:
     """Writes a secret's file, or without *data* removes it."""
-    folder, environ = call.room().secrets
-    path = secret_path(folder, name)
+    folder, environ = Room(call.store, name).secrets
+    word = name.rpartition("/")[2]
+    path = secret_path(folder, word)
     changed = read_bytes(path) != data
     with disk_errors(path):
         if data is None:
@@ -7535,9 +7614,8 @@ async def save_secret(call: Call, name: str, data: bytes | None) -> Json:
             make_directory(os.path.dirname(path))
             await asyncio.to_thread(replace_file, path, data)
     if changed:
-        about = {"name": full_name(name, call.caller.home)}
-        await call.write(call.store.event, "secret.set" if data else "secret.removed", None, None, about)
-    return {"name": name, "changed": changed, "found": usable_secret(name, folder, environ)[1]}
+        await call.write(call.store.event, "secret.set" if data else "secret.removed", None, None, {"name": name})
+    return {"name": word, "changed": changed, "found": usable_secret(word, folder, environ)[1]}
 
 
 @sifts
@@ -7708,7 +7786,7 @@ async def namespace_audit(call: Call, asks: NamespaceName, owns: NamespaceName) 
     call.only_waits()
     if len({call.ask.namespace(name)["name"] for name in (asks, owns)}) < 2:
         raise BadRequest("a namespace sees what is its own", "choose two namespaces")
-    words, marks = await call.beside(words_of, owns)
+    words, marks = await call.beside(words_of, owns, asks)
     own = next(iter(call.caller.within(asks, call.ask).sift(call.ask.known_names())), "audit")
     matrix: dict[str, Json] = {}
     leaks: list[Json] = []
@@ -7754,22 +7832,22 @@ SPARED: dict[str, Json] = {
     "backup": {"file": "audit"},
     "secret_set": {"value": ""},
     "key_create": {"name": "key"},
-    **{name: {} for name in ("secret_remove", "notify_test", "notify_retry")},
+    "secret_remove": {"name": "+"},
+    **{name: {} for name in ("notify_test", "notify_retry")},
 }
 CHAINED, NOT_TOLD = "from tau import pipeline\n@pipeline(after=[{}])\ndef audit(ctx): ...\n", "refused: "
 WOULD_WRITE = "it would write: "
 
 
-def words_of(call: Call, namespace: str) -> tuple[Json, list[str]]:
-    """Returns kind → a word that is a namespace's, and all that only an answer of its own may have in it."""
-    ask, letters = call.ask, "SELECT id FROM dead_letters WHERE recipient IN (SELECT value FROM json_each(?))"
-    recipients = [it.name for it in call.daemon.outbox.recipients.values() if it.caller.namespace == namespace]
-    of = {"namespace": [namespace], "recipient": recipients, "letter": ask.values(letters, encode_json(recipients))}
-    of["secret"] = secrets_below(Room(call.store, f"{namespace}/").secrets[0])
-    for kind, (word, table, owner) in WORD_TABLES.items():
-        own = f"SELECT DISTINCT {word} FROM {table} WHERE {NAMESPACE_OF.format(owner)} = ? AND {word} != ''"
-        of[kind] = ask.values(f"{own} ORDER BY 1 LIMIT {LIST_MAX}", namespace)
-    words: Json = {kind: some[-1] for kind, some in of.items() if some} | {"cursor": ask.last_event() // 2}
+def words_of(call: Call, namespace: str, other: str) -> tuple[Json, list[str]]:
+    """Returns kind → a word that is a namespace's, and all that only an answer of its own may have in it.
+
+    What is the *other*'s too is neither.
+    """
+    of, mine = (things_of(call, it) for it in (namespace, other))
+    mine["pipeline"] = [full_name(short_name(name, other), namespace) for name in mine["pipeline"]]
+    of = {kind: [word for word in some if word not in mine[kind]] for kind, some in of.items()}
+    words: Json = {kind: some[-1] for kind, some in of.items() if some} | {"cursor": call.ask.last_event() // 2}
     words |= {kind: short_name(words[kind], "") for kind in ("pipeline", "key") if kind in words}
     words |= {"chain": words["pipeline"]} if "pipeline" in words else {}
     words |= {"beginning": words["run"][:-1]} if "run" in words else {}
@@ -7778,6 +7856,18 @@ def words_of(call: Call, namespace: str) -> tuple[Json, list[str]]:
     marks |= {word for some in of.values() for word in some if "/" in word}.union(of["run"], of["incident"])
     said = encode_json(schema(call))  # which has many words that a pipeline may have
     return words, [mark for mark in marks if mark not in said]
+
+
+def things_of(call: Call, namespace: str) -> dict[str, list[str]]:
+    """Returns kind → the words that are a namespace's."""
+    ask, letters = call.ask, "SELECT id FROM dead_letters WHERE recipient IN (SELECT value FROM json_each(?))"
+    recipients = [it.name for it in call.daemon.outbox.recipients.values() if it.caller.namespace == namespace]
+    of = {"namespace": [namespace], "recipient": recipients, "letter": ask.values(letters, encode_json(recipients))}
+    of["secret"] = secrets_below(Room(call.store, f"{namespace}/").secrets[0])
+    for kind, (word, table, owner) in WORD_TABLES.items():
+        own = f"SELECT DISTINCT {word} FROM {table} WHERE {NAMESPACE_OF.format(owner)} = ? AND {word} != ''"
+        of[kind] = ask.values(f"{own} ORDER BY 1 LIMIT {LIST_MAX}", namespace)
+    return of
 
 
 def audited_calls(own: str, words: Json) -> Iterator[tuple[Operation, str, Json, Json]]:
@@ -7847,7 +7937,7 @@ async def key_create(
     """Create an access key of a namespace for the network; this is the only time that it is shown.
 
     name          a name for it; what is done with the key is recorded under this name
-    scope         read: look; operate: deploy and run too; admin: everything
+    scope         read: look; operate: deploy and run too; admin: keys and secrets too, all of the namespace
     pipelines     it sees only pipelines with such names: 'etl_*', or several with commas between them
     expires       it is valid for this long: 30d, 12h, or seconds; without it until it is revoked
 
@@ -8299,7 +8389,7 @@ def to_operation(name: str, options: Json, reads_only: bool) -> tuple[str, Json]
 
 async def serve_tools(asked: Json) -> None:
     """Answers each line of stdin.  A line that has no end is not obeyed, and nobody is waited for after the last."""
-    view = View(["--json"])
+    view = View(["--json"], {})
 
     def call(method: str, params: Json) -> Json:
         with Client(**asked) as client:
@@ -8753,9 +8843,10 @@ SHAPES = """
         first_at last_at versions fixed_by fixed_run}? closed_incidents?:text* next held_by cut?:{path bytes get}*
         deduplicated? waited?;
     run_started: run_id status waited? next? deduplicated?; waited_runs: runs:run|run_started*;
-    rehearsal: like:text? status error duration_ms effects:{&effect digest?}* checks:checked* steps:{step:integer
-        parent:integer? name path status started_at? duration_ms rows_in rows_out columns:text%? nulls:number%?
-        places:place*? blank:text*? error:brief? finished_at}* unobserved:text* refused:text* memos agree?:flag next?;
+    rehearsal: like:text? pipeline? status error duration_ms effects:{&effect digest?}* checks:checked* steps:{
+        step:integer parent:integer? name path status started_at? duration_ms rows_in rows_out columns:text%?
+        nulls:number%? places:place*? blank:text*? error:brief? finished_at}* unobserved:text* refused:text* memos
+        agree?:flag next?;
     failure: kind type message step file line code frames:frame* cause:cause? fingerprint hint:text? facts;
     cause: type? message? file? line? code? cause?:cause?;
     step: name status started_at duration_ms rows_in rows_out columns:text%? error:brief? nulls?:number%
@@ -9059,7 +9150,7 @@ def obey(words: list[str], manager: ServiceManager) -> None:
     if options["restore"]:
         announce(restore(home, settings, options["restore"], options["replace"]), words)
     elif options["detach"] and not options["detached"]:
-        announce(detach(home, words, options["port"], umask), words)
+        announce(detach(home, words, options, umask), words)
     else:
         if options["detached"]:
             os.setsid()
@@ -9098,19 +9189,30 @@ def taud_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def detach(home: str, words: list[str], port: str | None, umask: int) -> Json:
-    """Starts `taud` in the background and returns its pid and socket when it is ready.
+def serving(home: str, words: list[str], options: Json) -> Json | None:
+    """Returns the pid and socket of the daemon that the home has, with `"changed": false`; None without one.
 
-    If the home has a daemon already, returns its pid and socket, with `"changed": false`; Conflict if it does not
-    listen on the port that is asked for.
+    Conflict if it does not listen where it is asked to.
     """
     try:
         os.close(take_lock(home))
     except Conflict as owned:
-        if port and not any(address.endswith(f":{port}") for address in owned.detail.get("addresses", ())):
-            hint = "tau shutdown; " + shell_line("taud", *words)
-            raise Conflict(f"{owned}, and does not listen on port {port}", hint, **owned.detail) from None
+        port, host = options["port"], options["host"] or "localhost"
+        bound = [Address(address) for address in owned.detail.get("addresses", ())]
+        lacks = f"port {port}" if port and int(port) not in (it.port for it in bound) else None
+        if not all(it == "localhost" or is_loopback(it) for it in host.split(",")):
+            lacks = lacks if any(it.host and not is_loopback(it.host) for it in bound) else host
+        if lacks:
+            hint = "; ".join((shell_line("tau", *home_words(home), "shutdown"), shell_line("taud", *words)))
+            raise Conflict(f"{owned}, and does not listen on {lacks}", hint, **owned.detail) from None
         return {"changed": False, "home": home} | owned.detail
+    return None
+
+
+def detach(home: str, words: list[str], options: Json, umask: int) -> Json:
+    """Starts `taud` in the background, if need be, and returns its pid and socket when it is ready."""
+    if served := serving(home, words, options):
+        return served
     log_path = os.path.join(home, "taud.log")
     rotate_log(log_path)
     answer, child_end = os.pipe()
@@ -9125,6 +9227,8 @@ def detach(home: str, words: list[str], port: str | None, umask: int) -> Json:
         os.waitpid(pid, 0)
         log.seek(start)
         said = log.read().decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
+    if served := serving(home, words, options):  # another began meanwhile
+        return served
     raise printed_error(said[-1:]) or Internal(f"taud did not start: {said[-1]}", f"see {log_path}")
 
 
@@ -9163,9 +9267,10 @@ def take_lock(home: str) -> int:
     while (lock := lock_file(path, wait=False, create=True)) < 0:
         owner = json.loads(peek(path) or "{}")  # pid and socket; empty while that daemon starts
         # A child of a killed daemon keeps the lock until it executes, a moment longer.
-        if process_started(owner.get("pid", os.getpid())) is not None or time.monotonic() > until:
-            hint = "tau status; tau shutdown"
-            raise Conflict(f"taud {owner.get('pid', '')} already serves {home}", hint, **owner)
+        if ("pid" in owner and process_started(owner["pid"]) is not None) or time.monotonic() > until:
+            here = home_words(home)
+            hint = "; ".join(shell_line("tau", *here, word) for word in ("status", "shutdown"))
+            raise Conflict(f"taud {owner.get('pid', '(starting)')} already serves {home}", hint, **owner)
         time.sleep(0.02)
     os.truncate(lock, 0)  # what the last owner wrote
     return lock
@@ -9457,7 +9562,7 @@ class Daemon:
 
 #: Settings that hold as soon as the configuration file is read again.
 RELOADED = (
-    *("log_level", "connections", "executors", "notify", "heal", "hosts", "public_url"),
+    *("log_level", "connections", "executors", "notify", "heal", "hosts", "public_url", "namespaces"),
     *("api_key", "api_key_file", "api_key_hash", "warm_processes", "warm_idle_s", "warm_bytes"),
 )
 #: Settings, with the files they name, that also hold then if the port speaks TLS already.
@@ -9583,7 +9688,9 @@ class Listeners:
         """Raises Forbidden if there are *public* addresses but no key; warns without TLS."""
         self.daemon.keys.configure(configured_keys(self.daemon.settings), bool(public))
         if public and not self.daemon.keys.holders:
-            hint = "`tau key create NAME` makes one, or set [auth] api_key; or listen on 127.0.0.1, by an SSH tunnel"
+            here = start_line(self.daemon.home, "--host", "127.0.0.1")
+            steps = "; ".join((here, "tau key create NAME", "tau shutdown"))
+            hint = f"`{steps}` makes one, or set [auth] api_key; or listen on 127.0.0.1, by an SSH tunnel"
             raise Forbidden(f"taud does not listen on {public[0]} without a configured key", hint)
         if public and self.tls is None:
             remedy = "set [daemon] tls_cert, or put TLS in front"
@@ -10586,8 +10693,9 @@ class Recipient:
         return f"msg_{event['seq']}_{fingerprint(self.name, event['at'])}"
 
     def news(self, ask: Questions, since: int, limit: int) -> Json:
-        """Returns the first events after *since* that are for it."""
-        return ask.events(since, limit, self.caller.among(ask), self.types, None)
+        """Returns the first events after *since* that are for it; those of `tau doctor` alarm nobody."""
+        news = ask.events(since, limit, self.caller.among(ask), self.types, None)
+        return news | {"events": [event for event in news["events"] if not is_canary(event["pipeline"] or "")]}
 
 
 class Outbox:
@@ -10783,14 +10891,15 @@ def is_early(told: Json, event: Json, now: float) -> bool:
 def chat_text(event: Json) -> str:
     """Returns what a person reads in a chat: what happened to which pipeline, when, why, and the command to go on."""
     data, name = event["data"], event["pipeline"]
-    error = data if "message" in data else data.get("error") or {}
+    error = data if "message" in data else data.get("error") or {"message": data.get("reason") or data.get("bound")}
     what = f"run {data['status']}" if event["type"] == "run.finished" else event["type"].replace(".", " ")
     lines = [f"{name or 'Tau'}: {what} at {event['at']}"]
-    if "message" in error:
-        place = f" in step {error['step']}" if error.get("step") else ""
-        lines.append(f"{error.get('type')}{place}: {error['message']}")
+    if error["message"]:
+        place = f"in step {error['step']}" if error.get("step") else ""
+        about = " ".join(filter(None, (error.get("type"), place)))
+        lines.append(": ".join(filter(None, (about, error["message"]))))
     subject = data.get("incident") or event["run_id"]
-    command = ["inspect", subject] if subject else ["events", "--since", event["seq"] - 1, "--limit", 1]
+    command = ["inspect", subject] if subject else ["events", "--since", max(event["seq"] - 1, 0), "--limit", 1]
     text = "\n".join([*lines, f"`{shell_line('tau', *command)}`"])
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
@@ -11009,15 +11118,17 @@ def describe(
         document = pick(document, "run_id", "pipeline", "version", "status") | case | document | case
     else:
         document["next"] = next_commands(run)
-    if call.caller.scope == "read" and document["error"]:
-        document["error"] = without_data(document["error"])
+    if call.caller.scope == "read":
+        document["trace"]["checks"] = [row | {"values": {}} for row in document["trace"]["checks"]]
+        document["error"] = document["error"] and without_data(document["error"])
     return document if full else shorten(document, budget)
 
 
 def without_data(error: Json) -> Json:
     """Returns an error without rows and variables: who may only read sees none."""
-    facts = omit(error["facts"] or {}, ("row", "rows", "cell", "body"))
-    return error | {"frames": [frame | {"locals": {}} for frame in error["frames"]], "facts": facts or None}
+    facts = omit(error["facts"] or {}, ("row", "rows", "cell", "body", "left", "right", "comparison"))
+    hint = None if error["kind"] == "check" else error["hint"]
+    return error | {"frames": [it | {"locals": {}} for it in error["frames"]], "facts": facts or None, "hint": hint}
 
 
 def held_by(call: Call, run_id: str) -> str | None:
@@ -11139,7 +11250,7 @@ class Case:
         version, is_of_data = self.run["version"], self.error["kind"] not in ("timeout", "died")
         which = ["--version", version] if version != self.ask.live_version(name) else []
         if (secret := facts.get("secret")) and re.fullmatch(SECRET_NAME, str(secret)):
-            yield ["secret", "set", secret]
+            yield ["secret", "set", full_name(secret, namespace_of(name))]
         if passing := self.error["kind"] == "lost" or facts.get("retryable"):
             yield ["retry", run_id]
         elif "code" in changed and not which:
@@ -11338,6 +11449,7 @@ KEY_HINT = (
     " or over HTTP with `Authorization: Bearer KEY`"
 )
 SEEN_HINT = "`tau list` shows what this key sees"
+DAEMON_HINT = "ask beside the daemon or with a key of [auth], without --namespace and TAU_NAMESPACE"
 
 
 class Caller:
@@ -11362,9 +11474,10 @@ class Caller:
 
     def within(self, namespace: Any, ask: Questions) -> Caller:
         """Returns this caller as one that sees a namespace only.  NotFound if it does not see that."""
-        if not isinstance(namespace, str) or self.namespace not in (None, namespace):
-            raise NotFound(f"no namespace '{namespace}'", "leave out --namespace and TAU_NAMESPACE")
-        return self.but(namespace=ask.namespace(namespace)["name"])
+        if namespace not in (known := ask.namespaces(self.namespace)):
+            hint = did_you_mean(str(namespace), known, "leave out --namespace and TAU_NAMESPACE")
+            raise NotFound(f"no namespace '{namespace}'", hint)
+        return self.but(namespace=namespace)
 
     @property
     def home(self) -> str:
@@ -11385,7 +11498,7 @@ class Caller:
         self.check_time()
         if SCOPES.index(chosen.scope) > SCOPES.index(self.scope):
             message = f"'{chosen.name}' needs a key of scope {chosen.scope}; '{self.name}' has {self.scope}"
-            raise Forbidden(message, f"tau key create NAME --scope {chosen.scope}")
+            raise Forbidden(message, f"tau key create NAME --scope {chosen.scope}" if chosen.sifts else DAEMON_HINT)
 
     def check_time(self) -> None:
         """Raises Forbidden once the key has expired or was revoked."""
@@ -11488,7 +11601,6 @@ def configured_keys(settings: Json) -> list[bytes]:
     keys = [settings["api_key"]]
     if path := settings["api_key_file"]:
         keys.append(read_key_file(path, "see [auth] in the configuration"))
-        check_private(path)
     for key in filter(None, keys):
         if len(key) < KEY_CHARACTERS_MIN:
             hint = 'python3 -c "import secrets; print(secrets.token_urlsafe(32))" makes one'
@@ -11525,18 +11637,19 @@ def see(call: Call, arguments: Json) -> Json:
     caller, known = call.caller, call.chosen.arguments
     kinds = {name: known[name].kind for name, value in arguments.items() if value is not None}
     if caller.is_limited and not call.chosen.sifts and not {*kinds.values()} & {*SUBJECTS, "list[RunId]"}:
-        raise Forbidden(f"'{caller.name}' is for {caller.reach} only", SEEN_HINT)
-    named = {name: kind for name, kind in kinds.items() if kind in (*SUBJECTS, "KeyName")}
+        raise Forbidden(f"'{caller.name}' is for {caller.reach} only", DAEMON_HINT)
+    named = {name: kind for name, kind in kinds.items() if kind in (*SUBJECTS, "KeyName", "SecretName")}
     return arguments | {name: subject_of(call, kind, arguments[name]) for name, kind in named.items()}
 
 
 def subject_of(call: Call, kind: str, word: str) -> str:
     """Returns what a word of the caller stands for, by its annotation: a whole name, or the id of a run."""
     caller, ask, name = call.caller, call.ask, full_name(word, call.caller.home)
-    if kind == "KeyName":
+    if kind in ("KeyName", "SecretName"):
         if caller.namespace in (None, namespace_of(name)):
             return name
-        raise NotFound(f"no key named '{word}'", "`tau key list` shows all")
+        group = kind.removesuffix("Name").lower()
+        raise NotFound(f"no {group} named '{word}'", f"`tau {group} list` shows all")
     is_name = kind != "RunId" and caller.sees(name)
     if is_name and (kind == "PipelineName" or ask.is_known(name)):
         return name
@@ -11720,6 +11833,8 @@ class Deployment:
             done.append(rehearsal_document(process))
         signs = [[it["status"], [omit(effect, ("against",)) for effect in it["effects"]]] for it in done]
         answer = {"like": self.trial["like"], **done[-1], "memos": "not used"}
+        if len(self.functions) > 1:
+            answer["pipeline"] = pipeline["name"]
         if pipeline["executor"]:
             answer["unobserved"].append(f"executor {pipeline['executor']}: this was done on the daemon's machine")
         if times > 1:
@@ -11775,7 +11890,8 @@ class Deployment:
             name, old, new = row["pipeline"], row["origin"], next(iter(self.origin), "")
             looked = row["entry"] in self.entries or row["entry"] not in self.sources
             is_other = not new or os.path.commonpath((old, new)) not in (old, new)
-            if name in names and is_other and row["sha256"] != self.digest:
+            is_other |= os.path.basename(row["entry"]) not in map(os.path.basename, self.entries)
+            if name in names and is_other and (row["sha256"] != self.digest or row["entry"] not in self.entries):
                 previously[name] = old
             elif old == new and looked and name not in names and row["function"] not in self.functions:
                 gone.append(name)
@@ -11931,7 +12047,10 @@ def find_entries(sources: Sources, main: list[str], entry: str | None) -> list[s
     sourced = [path for path in sorted(main) if path.endswith(".py") and os.path.dirname(path) in packages]
     entries = [path for path in sourced if decorated.search(sources[path])]
     if not entries:
-        raise LoadFailed("no file of the folder uses @pipeline", "say which is loaded: --entry main.py", kind="load")
+        below = next((path for path in sorted(main) if path.endswith(".py") and decorated.search(sources[path])), None)
+        wrong = "no file at the top of the folder, or of a package in it, uses @pipeline"
+        hint = "decorate a function: @pipeline" if below is None else f"{os.path.dirname(below)}/__init__.py is missing"
+        raise LoadFailed(wrong, hint, kind="load")
     depth = min(path.count("/") for path in entries)  # files below may be imported by these
     return [path for path in entries if path.count("/") == depth]
 
@@ -12612,6 +12731,7 @@ class Scheduler:
         if passed - elapsed < -STEP_S:
             self.agenda.step_back(int(before + elapsed), int(now))
         elif passed - elapsed > STEP_S:
+            self.store.shift_waiting(int(passed - elapsed))
             self.agenda.note_gap("clock_set_forward", before, now)
         elif elapsed - awake > STEP_S:
             self.agenda.note_gap("suspended", before, now)
@@ -12670,6 +12790,8 @@ class Scheduler:
 
 POLL_S = 0.2
 POLL_WATCHED_S = 0.05
+#: How long a start waits for what is known of the runs before.
+START_S = 10.0
 #: How long after its fork server's death a journal may still get its first record.
 BIRTH_S = 2.0
 #: How often to look for the process of a peer that has a run's mark.
@@ -13141,6 +13263,8 @@ class Runner:
         make_directory(self.folder)
         await self.starter.open()
         self.recover()
+        if ended := [self.spawn(self.look_after(process)) for process in [*self.live.values()]]:
+            await asyncio.wait(ended, timeout=START_S)  # a tick must not be skipped because of a run that has ended
         self.tasks.repeat(self.replace_servers)
         self.tasks.repeat(self.watch)
 
@@ -13634,7 +13758,8 @@ class Agenda:
     def follow_live(self, pipeline: Json, answer: Json, actor: str, cron: str | None = None) -> None:
         """Brings the chain and the schedule of a pipeline to its live version; *answer* says what holds it."""
         name, command = pipeline["name"], self.command(pipeline["name"], cron)
-        self.sql.set("versions", {"pipeline": name}, probation=None)
+        if answer["changed"]:
+            self.sql.set("versions", {"pipeline": name}, probation=None)
         self.save_chain(name, pipeline.get("after") or [])
         self.sync(name, actor, command)
         if wrong := self.fault(name, pipeline, command):
@@ -13661,7 +13786,7 @@ class Agenda:
     def count_probation(self, name: str, run_id: str, status: str) -> None:
         """Counts a run of a version on probation; if it failed as the version before did not, that comes back."""
         run = self.sql.row(ON_PROBATION, run_id)
-        if run is None or status not in ("success", *FAILURES):
+        if run is None or status not in ("success", "failed", "timed_out"):
             return
         self.sql.set("versions", pick(run, "pipeline", "version"), probation=run["probation"] - 1 or None)
         incident = self.sql.row("SELECT * FROM incidents WHERE last_run = ? AND status = 'open'", run_id)
@@ -13695,9 +13820,9 @@ class Agenda:
             name = pipeline["name"]
             demand_memory(name, pipeline.get("memory") or self.store.settings["memory_bytes"], memory)
             commands = [self.command(name, cron), *([{}] if cron is None else [])]
-            faults = [self.fault(name, pipeline, command) for command in commands]
-            if all(faults):
-                raise BadRequest(str(faults[-1]), "give each param a default")
+            *_, fault = faults = [self.fault(name, pipeline, command) for command in commands]
+            if fault is not None and all(faults):
+                raise fault
 
     def command(self, name: str, cron: str | None) -> Json:
         """Returns what the command line has set of a schedule, with this *cron* if it is given."""
@@ -13754,7 +13879,8 @@ class Agenda:
             gap = {"from": 0, "until": at, "cause": old["held"] or "edited"}
             self.decide(old | {"options": before | {"jitter_s": 0.0}}, at, [gap])
             # An edit counts from now even if the clock was set back: no tick gets a second run.
-            new["watermark_at"] = now if options != before else max(now, old["watermark_at"])
+            is_other = any(options[key] != before[key] for key in (*TIMINGS, "start", "end", "timezone"))
+            new["watermark_at"] = now if is_other else max(now, old["watermark_at"])
         if options["every_s"] != before["every_s"]:
             new["anchor_at"] = now
         if (within := options["expect_success_within_s"]) != before["expect_success_within_s"]:
@@ -13856,7 +13982,7 @@ class Agenda:
         """Queues the run of the next tick now; when that comes, it has its run."""
         row = self.sql.schedule(name)
         times = self.times(row)
-        tick = times.next(self.now()) if times is not None else None
+        tick = times.next(undecided(row, self.now())) if times is not None else None
         if tick is None:
             raise BadRequest(f"'{name}' has no tick to come", shell_line("tau", "run", name))
         at = rfc3339(tick[0])
@@ -13867,13 +13993,14 @@ class Agenda:
                 self.save(row | {"watermark_at": at})
         return {"run_id": run_id, "scheduled_for": at, "changed": is_new}
 
-    def make_room(self, run_id: str) -> bool:
+    def make_room(self, run_id: str, actor: str = "scheduler") -> bool:
         """Ends a run that a later tick replaces; returns True if it is live and must be stopped."""
-        if self.store.cancel_waiting(run_id, "scheduler"):
+        if self.store.cancel_waiting(run_id, actor):
             return False
-        live = "SELECT attempt FROM runs JOIN attempts USING (run_id, attempt) WHERE run_id = ? AND stopping IS NULL"
+        live = "SELECT attempt FROM runs r JOIN attempts USING (run_id, attempt)"
+        live += " WHERE run_id = ? AND r.status = 'running' AND stopping IS NOT 'cancelled'"
         if (attempt := self.sql.value(live, run_id)) is not None:  # else an earlier tick has ended it
-            self.store.event("run.cancelling", self.sql.owner(run_id), None, {"run_id": run_id}, "scheduler")
+            self.store.event("run.cancelling", self.sql.owner(run_id), None, {"run_id": run_id}, actor)
             self.store.note_stopping(run_id, attempt, "cancelled")  # the daemon may die before it stops the run
         return True
 
@@ -13983,10 +14110,11 @@ class Agenda:
             if not all(succeeded.values()):
                 continue
             self.sql.set("chains", {"pipeline": name}, run_id=None)
-            data: Json = {"reason": "paused", "upstream": succeeded}
-            if not self.sql.pause(name) and not self.sql.pause(""):
+            row = self.sql.schedule(name)
+            data: Json = {"reason": row["held"] or "paused", "upstream": succeeded}
+            if row["held"] is None and not self.sql.pause(""):
                 try:
-                    params = self.sql.schedule(name)["options"]["params"]
+                    params = row["options"]["params"]
                     self.store.add_run(name, params, None, "chain", "scheduler", upstream=succeeded)
                     continue
                 except TauError as refused:
@@ -14044,7 +14172,7 @@ class Agenda:
             self.store.event("scheduler.gap", None, None, data)
 
     def step_back(self, before: int, now: int) -> None:
-        """Moves intervals and waiting runs to the new time after the clock was set back.
+        """Moves schedules and waiting runs to the new time after the clock was set back.
 
         Decisions stay.  Ticks of an interval that would repeat earlier instants come a second later.
         """
@@ -14055,13 +14183,21 @@ class Agenda:
         # A time that comes again is no gap any more.
         gaps = [gap for gap in self.sql.remembered("gaps") or [] if gap["from"] < now]
         self.store.remember("gaps", [gap | {"until": min(gap["until"], now)} for gap in gaps])
-        intervals = "SELECT * FROM schedules WHERE next_at IS NOT NULL AND json_extract(options, '$.every_s') > 0"
-        for row in self.sql.rows(intervals):
-            every = int(row["options"]["every_s"])
+        for row in self.sql.rows("SELECT * FROM schedules WHERE next_at IS NOT NULL"):
+            every = int(row["options"]["every_s"] or 0)
+            if not every:
+                if instant_of(row["watermark_at"]) > now:  # else it would be silent until that time comes again
+                    self.save(row | {"watermark_at": rfc3339(now)})
+                continue
             first = max(instant_of(row["next_at"]) - (before - now), now + 1)
             if (first - instant_of(row["anchor_at"])) % every == 0 and every > 1:
                 first += 1
             self.save(row | {"anchor_at": rfc3339(first - every), "watermark_at": rfc3339(first - 1)})
+
+
+def undecided(row: Json, now: int) -> int:
+    """Returns after what instant the next tick of a schedule is: jitter may delay one that has been."""
+    return min(now, instant_of(row["next_at"]) - 1) if row["due_at"] else now
 
 
 def retimed(command: Json, timing: Json) -> Json:
@@ -14211,7 +14347,7 @@ class Room:
             if directory is not None:
                 way["directory"] = give_directory(os.path.realpath(directory), process["user"], process["group"])
             return way
-        if not (name := self.options["executor"] or chosen):
+        if (name := self.options["executor"] or chosen or LOCAL_EXECUTOR) == LOCAL_EXECUTOR:
             return None
         if name not in self.executors:
             raise NotFound(f"there is no executor '{name}' in tau.toml any more")
@@ -14673,7 +14809,8 @@ def merge_namespace(database: str, fresh: str, name: str) -> None:
         if schema != len(MIGRATIONS):
             raise Conflict(f"{database} is of schema {schema}", "start taud once: it brings it up to date")
         if db.execute("SELECT 1 FROM namespaces WHERE name = ? AND name <> ?", (name, DEFAULT_NAMESPACE)).fetchone():
-            raise Conflict(f"there is a namespace '{name}'", shell_line("tau", "namespace", "remove", name))
+            remedy = shell_line("tau", "namespace", "remove", name, "--force")
+            raise Conflict(f"there is a namespace '{name}'", f"taud --detach; {remedy}; tau shutdown")
         db.execute("ATTACH ? AS copy", (fresh,))
         db.execute("PRAGMA foreign_keys = ON")
         for table, column in (*NAMED_IN, *NAMED_TOO):
@@ -14760,7 +14897,7 @@ def restore_copy(store: Store, path: str, replace: bool) -> Json:
         moved = move_aside(database)
         os.rename(fresh, database)
         sync(os.path.dirname(database))
-    known = {"revocations_known": is_added or revoked is not None}
+    known = {"revocations_known": revoked is not None and not is_added}
     return {"home": store.home, "restored": path, **counts, **known, "moved_aside": moved}
 
 
@@ -15131,9 +15268,9 @@ class Store:
         return {"name": name, "version": number, "changed": changed}
 
     def add_proof(self, deployed: list[Json], proof: Json | None, probation: int | None) -> None:
-        """Saves what has proven versions before they were live, and on how many runs new ones are on probation."""
+        """Saves what has proven versions before they were live, and on how many runs they are on probation."""
         for row in deployed:
-            columns = without_empty({"proof": proof, "probation": probation if row["changed"] else None})
+            columns = without_empty({"proof": proof, "probation": probation})
             if columns:
                 self.sql.set("versions", {"pipeline": row["name"], "version": row["version"]}, **columns)
 
@@ -15337,6 +15474,14 @@ class Store:
         row = {"pipeline": name, "state": state, "run_id": run_id, "updated_at": self.now()}
         self.sql.put("states", row, clash="REPLACE")
 
+    def with_files_read(self, run: Json, state: Json) -> Json:
+        """Adds to a state the files that runs beside this one have read."""
+        later = "SELECT state FROM states WHERE pipeline = ? AND updated_at > ?"
+        beside = (self.sql.row(later, run["pipeline"], run["started_at"]) or {"state": {}})["state"].get("files_read")
+        if not isinstance(beside, dict) or not isinstance(own := state.get("files_read"), dict):
+            return state
+        return state | {"files_read": beside | {at: sorted({*marks, *beside.get(at, ())}) for at, marks in own.items()}}
+
     def note_key_use(self, name: str) -> None:
         self.sql.set("keys", {"name": name}, used_at=self.now())
 
@@ -15425,7 +15570,7 @@ class Store:
             if crowd.admit(row):
                 yield row
         if asked == free + PASSED_MAX:
-            heads = self.db.execute(f"{WAITING} AND r.run_id IN ({WAITING_HEADS}) ORDER BY r.run_id")
+            heads = self.db.execute(f"{WAITING} AND r.run_id IN ({WAITING_HEADS}) ORDER BY place")
             others = (row for row in heads if row["place"] > last and namespace_of(row["pipeline"]) == name)
             yield from filter(crowd.admit, others)
 
@@ -15504,7 +15649,7 @@ class Store:
         self.learn(run_id, attempt, run, outcome.status)
         stopping = self.sql.value("SELECT stopping FROM attempts WHERE run_id = ? AND attempt = ?", run_id, attempt)
         pause = retry_pause(self.options(run["pipeline"], run["version"]), attempt, outcome)
-        if pause is not None and stopping != "cancelled":
+        if pause is not None and stopping != "cancelled" and self.sql.live_version(run["pipeline"]) is not None:
             retry_at = self.now(pause)
             data = {"attempt": attempt, "status": outcome.status, "retry_at": retry_at} | error_summary(outcome.error)
             self.move(run_id, "retrying", data, retry_at=retry_at)
@@ -15514,7 +15659,7 @@ class Store:
             if times["finished_at"] >= run["started_at"]:
                 times["duration_ms"] = float(instant_ms(times["finished_at"]) - instant_ms(run["started_at"]))
         if outcome.state is not None:  # what it leaves to the next run of its pipeline
-            self.save_state(run["pipeline"], outcome.state, run_id)
+            self.save_state(run["pipeline"], self.with_files_read(run, outcome.state), run_id)
         self.move(run_id, outcome.status, result=outcome.result, error=outcome.error, **times)
 
     def end_steps(self, run_id: str, attempt: int, outcome: Outcome, finished_at: str) -> None:
@@ -15584,7 +15729,8 @@ LAST_OPEN = """
 """
 #: A bound of [heal] → the attempts that it counts.
 HEALS_COUNTED = {
-    "attempts": "incident = :incident AND began_at > (SELECT first_at FROM incidents WHERE incident = h.incident)",
+    "attempts": "incident = :incident AND verdict IS NOT 'fixed'"
+    " AND began_at > (SELECT first_at FROM incidents WHERE incident = h.incident)",
     "per_day": "began_at > :day",
     "at_once": "ended_at IS NULL",
 }
@@ -16333,7 +16479,8 @@ DAILY = """
 """
 #: Pipelines of which less has happened than should: a tick that nobody decides or that did not run, no success in time.
 LATE = f"""(
-    SELECT pipeline, coalesce(next_at, watermark_at) AS at, CASE WHEN held = 'invalid' THEN held
+    SELECT pipeline, iif(due_at < strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), next_at, watermark_at) AS at,
+        CASE WHEN held = 'invalid' THEN held
         WHEN due_at < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-{LATE_S} seconds') AND {NOT_PAUSED} THEN 'late'
         WHEN held IS NULL AND expect_at IS NULL AND json_extract(options, '$.expect_success_within_s') > 0
         THEN 'overdue' ELSE (SELECT substr(type, 6) FROM events e WHERE e.pipeline = s.pipeline AND scheduled_for > ''
@@ -16379,8 +16526,11 @@ INCIDENT_RUNS = f"""
 #: Pipelines that may be healed, by [heal]: with an open incident that nobody works on, and failures since an attempt.
 TO_HEAL = """
     SELECT DISTINCT i.pipeline FROM incidents i JOIN live l ON l.pipeline = i.pipeline
-    LEFT JOIN (SELECT incident, count(*) AS n, max(began_at) AS last FROM heals GROUP BY incident) h USING (incident)
-    WHERE i.status = 'open' AND coalesce(json_extract(l.options, '$.heal'), iif(:auto, 'auto', '')) = 'auto'
+    LEFT JOIN (SELECT incident, count(*) FILTER (WHERE verdict IS NOT 'fixed') AS n, max(began_at) AS last
+        FROM heals GROUP BY incident) h USING (incident)
+    WHERE i.incident = (SELECT incident FROM incidents WHERE pipeline = i.pipeline AND status = 'open'
+        ORDER BY last_at DESC LIMIT 1)
+    AND coalesce(json_extract(l.options, '$.heal'), iif(:auto, 'auto', '')) = 'auto'
     AND coalesce(i.claimed_until, '') < :now AND coalesce(h.n, 0) < :attempts
     AND (h.last IS NULL OR (h.last < i.last_at AND h.last < :cooled)) ORDER BY i.last_at LIMIT :at_once
 """
@@ -16428,7 +16578,8 @@ UNENDED = """(SELECT r.*, (SELECT data FROM observations o WHERE kind = 'progres
     UNION ALL SELECT *, NULL FROM runs WHERE status = 'queued')"""
 #: The version of a pipeline that is or was live, and what there is before the first.
 ON_PROBATION = """SELECT v.pipeline, v.version, v.probation, v.replaces, r.run_id FROM runs r
-    JOIN live v ON v.pipeline = r.pipeline AND v.version = r.version WHERE r.run_id = ? AND v.probation IS NOT NULL"""
+    JOIN live v ON v.pipeline = r.pipeline AND v.version = r.version
+    WHERE r.run_id = ? AND r.started_at > '' AND v.probation IS NOT NULL"""
 LAST_VERSION = """SELECT v.*, deployed, (SELECT max(version) FROM versions WHERE pipeline = p.name) AS newest
     FROM pipelines p JOIN versions v ON v.pipeline = p.name AND v.version = p.version WHERE p.name = ?"""
 NO_VERSION: Json = {"version": None, "deployed": 0, "newest": 0, "sha256": "", "entry": None, "options": {"params": {}}}
@@ -17211,7 +17362,7 @@ class Metrics:
     def fact(self, type_name: str, name: str | None, data: Json, late: float | None) -> None:
         """Counts an event of the ledger, of a pipeline; *late* is how long after its tick a run was queued."""
         self.add("tau_events_total", labels=f'type="{type_name}"')
-        if type_name == "run.finished":
+        if type_name == "run.finished" and not is_canary(name or ""):
             labels = f'namespace="{namespace_of(name or "")}",status="{data["status"]}"'
             self.add("tau_runs_finished_total", labels=labels)
             if data["duration_ms"] is not None:
@@ -18567,10 +18718,10 @@ def scan_files(attempt: Attempt) -> Json:
 def run_agent(attempt: Attempt) -> Json:
     """What an agent's command answers on stdout; it ends with us, as whatever a job starts."""
     job = attempt.job
-    with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as wrong:
         asked.write(encode(job["asked"]))
         asked.seek(0)
-        process = subprocess.Popen(job["command"], stdin=asked, stdout=said, env=job["environ"])
+        process = subprocess.Popen(job["command"], stdin=asked, stdout=said, stderr=wrong, env=job["environ"])
         while (code := process.poll()) is None:
             time.sleep(0.05)
             if os.fstat(said.fileno()).st_size > AGENT_BYTES_MAX:
@@ -18580,7 +18731,8 @@ def run_agent(attempt: Attempt) -> Json:
         if len(answer) > AGENT_BYTES_MAX:
             raise BadResult(f"it said more than {AGENT_BYTES_MAX:,} bytes")
         if code:
-            raise BadResult(f"its exit code is {code}")
+            wrong.seek(max(wrong.tell() - 300, 0))
+            raise BadResult(f"its exit code is {code}: {wrong.read(300).decode('utf-8', 'replace').strip()}")
         return attempt.returned(answer.decode("utf-8", "replace"), LINE_BYTES_MAX)
 
 
@@ -19044,8 +19196,8 @@ class PipelineContext:
         """Opens a timed part of the run: `with ctx.step("load") as step:` or `async with`.  Steps nest.
 
         Set `step.rows_in` and `step.rows_out` inside.  An exception is recorded on the step and raised again.
-        Threads begin in the step of the code that starts them.  After *timeout* (seconds, or text such as "5m")
-        StepTimeout is raised: in an `async with` at the next `await`, else in the main thread wherever it is.
+        Threads begin in the step of the code that starts them.  After *timeout* (seconds, or "5m")
+        StepTimeout is raised: in an `async with` at an `await` that waits, else in the main thread after native code.
         """
         return Step(self._attempt, name, None if timeout is None else check_limit(timeout))
 
@@ -19276,11 +19428,12 @@ def step_result(result: Any, name: str) -> Rows:
 
 def stream_through(whole: Step, parts: list[tuple[Step, Callable[[Rows], Any]]], stream: Stream) -> Stream:
     """Passes a stream through steps.  Each is recorded as a step and sees one batch at a time."""
+    source = stream
     for step, work in parts:
         if isinstance(work, SqlStep):
             raise BadRequest("a SQL step needs all rows at once", "extract without stream=True, or use functions")
         stream = Stream(step, map_batches(step, work, stream), stream, whole)
-    return Stream(whole, counted(whole, stream), stream)
+    return Stream(whole, counted(whole, stream), source)  # its time is that of its parts too
 
 
 def map_batches(step: Step, work: Callable[[Rows], Any], stream: Stream) -> Batches:
@@ -19386,6 +19539,8 @@ def changed_state(context: PipelineContext) -> Json:
     is_large = len(encode(own)) > STATE_BYTES_MAX or len(encode(state)) > 4 * STATE_BYTES_MAX
     if not isinstance(state, dict) or is_large:
         raise BadResult(f"ctx.state must be an object of at most {STATE_BYTES_MAX:,} bytes")
+    if SECRETS.document(state) != state:  # it would come back with *** in it
+        raise BadResult("ctx.state holds a secret, which ctx.secret gives to each run")
     return {"state": state}
 
 
@@ -20171,7 +20326,8 @@ class Rehearsal:
                 raise
             part.commit()
 
-        connection.commit, connection.rollback, connection.close = commit, part.rollback, lambda: None
+        before = {name: getattr(connection, name) for name in ("commit", "rollback", "close")}  # a load's that reads
+        vars(connection).update(commit=commit, rollback=part.rollback, close=lambda: vars(connection).update(before))
         return connection
 
     def guard(self) -> None:
@@ -20516,7 +20672,9 @@ class Surroundings:
             given, place = read_secret(name, self.secrets)
         value = default if given is None else given
         if value is None:
-            where = f"`{shell_line('tau', 'secret', 'set', name)}` reads it from stdin; or export {name}=… for taud"
+            namespace = namespace_of(self.attempt.job["pipeline"])
+            where = f"`{shell_line('tau', 'secret', 'set', full_name(name, namespace))}` reads it from stdin"
+            where += f"; or export {name}=… for taud" * (namespace == DEFAULT_NAMESPACE)
             is_local = self.attempt.job["run_id"] == LOCAL_RUN
             where = f'run_local(…, secrets={{"{name}": "…"}})' if is_local else where
             files = secrets_below(self.secrets) if isinstance(self.secrets, str) else self.secrets
@@ -21550,7 +21708,8 @@ COUNT_ROWS = f"SELECT count(*) AS n FROM (SELECT 1 AS n FROM {{}} LIMIT {COUNTED
 SQLITE_TABLES = """SELECT '' AS schema, name, type FROM sqlite_master WHERE type IN ('table', 'view')
     AND substr(name, 1, 7) != 'sqlite_' ORDER BY 2"""
 SCHEMA_TABLES = """SELECT table_schema AS schema, table_name AS name, table_type AS type FROM information_schema.tables
-    WHERE table_schema NOT IN ('information_schema', 'pg_catalog') ORDER BY 1, 2"""
+    WHERE table_schema NOT IN ('information_schema', 'pg_catalog') {more} ORDER BY 1, 2"""
+MATERIALIZED = "UNION ALL SELECT schemaname, matviewname, 'VIEW' FROM pg_matviews"
 #: Dialect → what is executed first by a connection that must only look.
 LOOKING: dict[str, tuple[str, ...]] = {
     "postgresql": ("SET TRANSACTION READ ONLY", "SET LOCAL statement_timeout = '15s'"),
@@ -21573,13 +21732,15 @@ DRIVERS = {
 SQL_HINTS = {
     r"on conflict|no unique|by a unique": "key= names a primary key or UNIQUE index: CREATE UNIQUE INDEX … ON t (key)",
     r"schema\b.*not exist|unknown database": "a dot in a name divides schema and table; check both",
-    r"no such (table|column)|does not exist": "check the name; ctx.load makes tables",
+    r"no such (table|column)|(relation|table|column|schema)\b.*does not exist": "check the name; ctx.load makes tables",
     r"contains duplicates|create unique index": "keys are there twice: delete all rows of each but one before",
     r"infinity|too (large|small) \((after|before)": "CAST(column AS text) reads it as text",
     r"binding|bind parameter": "params={…} gives :name its value; a colon in a text is written \\:",
     r'near ":"': "CAST(:name AS date): of :name::date no value is made",
     r"decode to UTF-8": "CAST(column AS BLOB) reads its bytes",
-    r"one statement": "one statement a call",
+    r"one statement|multiple commands|last statement": "one statement a call",
+    r"operator does not exist|not determine data type": "CAST(:name AS type) says what it is",
+    r"inside a transaction": "ctx.sql is a transaction: another client can execute it",
     r"set lock|different configuration": "another process, or code of this run, has it open and must close it",
     r"used by a view": "a step can convert the value; or drop the view, load, and make it again",
     r"not.null": "each new row needs a value, with upsert too: a step can fill it or drop the row",
@@ -21612,19 +21773,23 @@ class Table(Place):
 
         A file that is missing is made if *makes*; else it is an error, or if *begin* is empty, an empty database.
         """
-        if not re.match(r"sqlite[+:]", self.url):
+        kind = next((it for it in ("sqlite", "duckdb") if re.match(f"{it}[+:]", self.url)), None)
+        place = self.url.partition(":///")[2]
+        if kind is None or (kind == "duckdb" and re.match(r"$|:memory:|md:", place) and ":///" in self.url):
             return Alchemy(self.url, self.around)
-        path = os.path.realpath(self.url.partition(":///")[2] or ".")
-        if os.path.isdir(path) or self.url.endswith(":memory:"):
-            hint = "sqlite:///shop.db (in ctx.data_dir) or sqlite:////absolute/path.db"
+        path = os.path.realpath(place.partition("?")[0] if kind == "duckdb" else place or ".")
+        if os.path.isdir(path) or re.search(":memory:$|[?]", path):
+            hint = f"{kind}:///shop.db (in ctx.data_dir) or {kind}:////absolute/path.db"
             raise BadRequest(f"'{self.url}' names no file", hint)
-        house = SQLite(path, begin, self.around.only_looks)
-        if not (makes or os.path.exists(path)):
-            if begin:
-                hint = path_hint(path, self.around.attempt.job.get("folder"))
-                raise SourceError(f"there is no database {path}", hint)
-            house.path = ":memory:"
-        return house
+        is_there = makes or os.path.exists(path)
+        if not is_there and begin:
+            hint = path_hint(path, self.around.attempt.job.get("folder"))
+            raise SourceError(f"there is no database {path}", hint)
+        if makes:
+            make_directory(os.path.dirname(path))
+        if kind == "duckdb":
+            return Alchemy(self.url, self.around)
+        return SQLite(path if is_there else ":memory:", begin, self.around.only_looks)
 
     def read(self, batch_rows: int | None) -> Batches:
         """Yields rows; in a transaction that a rehearsal holds, only once all are read: its parts end as they began."""
@@ -21691,7 +21856,7 @@ SQL_NAME = r"(?:\"[^\"]+\"|`[^`]+`|\[[^]]+\]|[^\W\d]\w*+)"
 SQL_TABLE = rf"{SQL_NAME}(?:\s*\.\s*{SQL_NAME})*+"
 READ_OR_WRITTEN = (
     r"(?i)\b(delete\s+from|into|(?<!do )(?<!for )update|truncate(?:\s+table)?|from|join"
-    r"|(?:table|view)(?:\s+if(?:\s+not)?\s+exists)?)\s+"
+    r"|using|(?:table|view)(?:\s+if(?:\s+not)?\s+exists|\s+concurrently)?)\s+"
     rf"(?:only\s+)?({SQL_TABLE}(?:(?:\s+(?:as\s+)?{SQL_NAME})?\s*,\s*{SQL_TABLE})*+)(\s*\()?"
 )
 
@@ -21699,10 +21864,11 @@ READ_OR_WRITTEN = (
 def tables_in(query: str) -> list[tuple[str, str]]:
     """Returns the tables that SQL reads or writes, as far as words such as FROM and INTO tell."""
     text = re.sub(NO_TABLES, " ", query)
-    own = {name.lower() for name in re.findall(rf"({SQL_NAME})\s+as\s+(?:not\s+)?(?:materialized\s+)?\(", text, re.I)}
+    named = rf"({SQL_NAME})\s*(?:\([^()]*\)\s*)?\bas\s+(?:not\s+)?(?:materialized\s+)?\("
+    own = {name.lower() for name in re.findall(named, text, re.IGNORECASE)}
     uses = []
     for word, tables, call in re.findall(READ_OR_WRITTEN, text):
-        how = "reads" if word.lower() in ("from", "join") else "writes"
+        how = "reads" if word.lower() in ("from", "join", "using") else "writes"
         for table in () if call and how == "reads" else re.findall(rf"(?:^|,)\s*({SQL_TABLE})", tables):
             if table.lower() not in own | {"set", "select", "lateral"}:
                 uses.append((how, re.sub(r"[\"`[\]]|\s*(\.)\s*", r"\1", table)))
@@ -21720,13 +21886,18 @@ class Loading:
         self.house, self.name, self.mode, self.keys = house, name, mode, keys
         self.table = house.quoted(name)
         self.columns: dict[str, Column] = house.columns_of(name)
-        if house.dialect == "postgresql" and (mode == "replace" or not self.columns):  # two at once wait for each other
-            house.execute("SELECT pg_advisory_xact_lock(hashtext(:name))", {"name": self.table})
-            self.columns = house.columns_of(name)
+        if mode == "replace" or not self.columns:
+            self.wait_for_others()
         self.is_old = bool(self.columns)
         self.count = self.left_out = 0  # rows of the batches before; rows that the table did not take
         if mode == "replace" and self.columns:
             house.execute(f"DELETE FROM {self.table}")
+
+    def wait_for_others(self) -> None:
+        """Has two loads that change one table of a PostgreSQL wait for each other."""
+        if self.house.dialect == "postgresql":
+            self.house.execute("SELECT pg_advisory_xact_lock(hashtext(:name))", {"name": self.table})
+            self.columns = self.house.columns_of(self.name)
 
     def add(self, batch: Rows) -> None:
         scan = Scan(batch, self.count)
@@ -21770,9 +21941,12 @@ class Loading:
 
     def widen(self, scan: Scan) -> None:
         """Adds and widens what the table lacks.  Raises SourceError for a cell that would come back as another."""
-        house, known = self.house, self.columns
+        house = self.house
         names = [*map(house.fold, scan.columns)]
         check_distinct(names, f"{house.label} does not tell capitals: a step can rename one")
+        if self.columns and not {*names} <= self.columns.keys():
+            self.wait_for_others()
+        known = self.columns
         pairs = zip(map(known.get, names), scan.columns, strict=True)
         changes = [(old, self.fit(scan, name, old)) for old, name in pairs]
         declared = [f"{house.spell(column.name)} {column.declared}" for old, column in changes if old is None]
@@ -21839,7 +22013,7 @@ class Loading:
         """Returns how many rows the table took; if its driver does not tell, as many as there could be."""
         house, columns = self.house, [self.columns[self.house.fold(name)] for name in shape]
         # DuckDB takes all values of each column at once: a row on its own needs 3 ms there.
-        at_once = house.dialect == "duckdb" and all(column.kind is not None for column in columns)
+        at_once = house.dialect == "duckdb"
         marks = [*map(house.mark.format, range(len(shape)))]
         source = f"VALUES ({', '.join(marks)})"
         if at_once:
@@ -21982,7 +22156,8 @@ class Warehouse:
             raise Forbidden(f"this is not one query: {brief(query)}", "SELECT, WITH, VALUES or TABLE, and no ; in it")
 
     def tables(self, views: bool = True) -> list[str]:
-        rows = collect(self.ask(SQLITE_TABLES if self.dialect == "sqlite" else SCHEMA_TABLES))
+        more = MATERIALIZED if self.dialect == "postgresql" else ""
+        rows = collect(self.ask(SQLITE_TABLES if self.dialect == "sqlite" else SCHEMA_TABLES.format(more=more)))
         usual = ("", "public" if self.dialect == "postgresql" else "main")
         return [
             row["name"] if row["schema"] in usual else f"{row['schema']}.{row['name']}"
@@ -21999,6 +22174,14 @@ class Warehouse:
 
     def quoted(self, name: str) -> str:
         return ".".join(map(self.spell, name.split(".")))
+
+    def check_lists(self, query: str, params: Mapping[str, Any]) -> None:
+        """Raises BadRequest for a list as the one value of IN: PostgreSQL would make a text of it and find nothing."""
+        for name, value in params.items():
+            if isinstance(value, (list, tuple, set)) and re.search(rf"(?i)\bin\s*\(\s*:{name}\s*\)", query):
+                hint = f"= ANY(:{name}); for NOT IN, <> ALL(:{name})"
+                hint = f"IN (SELECT value FROM json_each(:{name}))" if self.dialect == "sqlite" else hint
+                raise BadRequest(f"IN (:{name}) is one value, and {name} has {len(value)}", hint)
 
     def ask(self, query: str, params: Mapping[str, Any] = {}, batch_rows: int | None = None) -> Batches:
         answer = self.execute(query, params, batch_rows)
@@ -22037,13 +22220,14 @@ class SQLite(Warehouse):
                 made = read_only(self.path, shared=file.read(20)[18:] != b"\2\2")
             made.execute("PRAGMA temp_store = MEMORY")  # which is limited; a disk may be full soon
             return made
-        return sqlite3.connect(
+        made = sqlite3.connect(
             self.path, timeout=60.0, isolation_level=None, check_same_thread=False, detect_types=self.types_read
         )
+        made.set_progress_handler(lambda: None, 1_000_000)  # lets signals, such as an Alarm's, end a statement
+        return made
 
     def __enter__(self) -> SQLite:
         try:
-            make_directory(os.path.dirname(os.path.abspath(self.path)))
             if self.path != ":memory:":
                 # A new file is its owner's alone.  To open an old one here and close it would end SQLite's locks.
                 with contextlib.suppress(FileExistsError):
@@ -22087,13 +22271,13 @@ class SQLite(Warehouse):
 
     def execute(self, query: str, params: Mapping[str, Any] = {}, batch_rows: int | None = None) -> Batches | int:
         self.statement = query
-        for name, value in params.items():
-            if isinstance(value, (list, tuple, set)) and re.search(rf"(?i)\bin\s*\(\s*:{name}\s*\)", query):
-                hint = f"IN (SELECT value FROM json_each(:{name}))"
-                raise BadRequest(f"IN (:{name}) is one value, and {name} has {len(value)}", hint)
+        self.check_lists(query, params)
+        before = self.connection.total_changes
         cursor = self.connection.execute(query, {name: sqlite_cell(value) for name, value in params.items()})
         if cursor.description is None:
-            return int(cursor.rowcount)
+            if cursor.rowcount >= 0 or self.connection.total_changes == before:
+                return int(cursor.rowcount)
+            return int(self.connection.execute("SELECT changes()").fetchone()[0])  # of WITH … it does not know it
         return rows_of([column[0] for column in cursor.description], cursor, batch_rows)
 
     def change(self, statement: str, rows: Cells, at_once: bool = False) -> int:
@@ -22177,7 +22361,9 @@ class Alchemy(Warehouse):
         if options and scheme == "duckdb":
             options["connect_args"] = {"read_only": True, "config": {"threads": 1}}
         try:
-            return self.alchemy.create_engine(f"{'+'.join([scheme, *drivers[:1]])}://{address}", **options)
+            return self.alchemy.create_engine(
+                f"{'+'.join([scheme, *drivers[:1]])}://{address}", pool_pre_ping=True, **options
+            )
         except ImportError as problem:
             hint = install_hint(str(problem.name))
             raise MissingExtra(f"{scheme} needs {problem.name}, which is not installed", hint) from None
@@ -22271,11 +22457,11 @@ class Alchemy(Warehouse):
 
         def first_of(some: list[tuple[int, Any]]) -> tuple[int, Any] | None:
             casts = ", ".join(f"{word}(:c{i} AS {column.declared}) AS c{i}" for i in range(len(some)))
-            values = {f"c{i}": native(cell) for i, (_, cell) in enumerate(some)}
             try:  # a failure would end a transaction of PostgreSQL
+                values = {f"c{i}": native(cell) for i, (_, cell) in enumerate(some)}
                 with self.connection.begin_nested() if self.dialect == "postgresql" else contextlib.nullcontext():
                     backs = self.connection.execute(self.alchemy.text(f"SELECT {casts}"), values).one()
-            except self.errors:
+            except (*self.errors, SourceError):
                 return some[0] if len(some) == 1 else next(filter(None, (first_of([pair]) for pair in some)), None)
             pairs = zip(some, backs, strict=True)
             return next((pair for pair, back in pairs if not comes_back(pair[1], back, column.declared)), None)
@@ -22312,6 +22498,7 @@ class Alchemy(Warehouse):
         self.statement = query
         if self.around.rehearsal is not None:
             self.around.rehearsal.check_statement(query)
+        self.check_lists(query, params)
         if re.match(r"\s*(drop|alter)\b", query, re.IGNORECASE):
             self.around.altered.add(self.engine)
             self.prepare_nothing()
@@ -22319,7 +22506,8 @@ class Alchemy(Warehouse):
                 self.connection.exec_driver_sql("SET LOCAL lock_timeout = '1min'")
         text = self.alchemy.text(query).execution_options(stream_results=batch_rows is not None)
         done = self.connection.execute(text, params)
-        if self.dialect == "duckdb" and [*done.keys()] == ["Count"] and re.match(QUERY, query) is None:
+        writes = re.match(QUERY, query) is None or any(how == "writes" for how, _ in tables_in(query))
+        if self.dialect == "duckdb" and [*done.keys()] == ["Count"] and writes:
             return sum(int(row[0]) for row in done)
         return rows_of([*done.keys()], done, batch_rows) if done.returns_rows else int(done.rowcount)
 
@@ -23767,7 +23955,6 @@ class Attempt:
         self.retry_on: tuple[type[BaseException], ...] = ()  # exceptions that lead to a retry
         self.retries: int | None = None  # how many attempts may follow; None before the file is loaded
         self.steps = itertools.count(1)
-        self.failed: tuple[BaseException | None, str | None] = (None, None)  # the exception, its innermost step
         self.outputs: list[Output] = []  # what captures descriptors 1 and 2
         self.rehearsal: Any = None  # a Rehearsal, if nothing may change
         self.added: list[str] = []  # what it has added to places, which stays if it fails
@@ -23841,7 +24028,7 @@ class Attempt:
 
     def step_of(self, problem: BaseException) -> str | None:
         """The innermost step in which an exception, its cause or a member of its group was raised."""
-        return self.failed[1] if any(problem is self.failed[0] for problem in related(problem)) else None
+        return next((path for it in related(problem) if (path := vars(it).get("tau_step"))), None)
 
 
 def write_faults(file: int) -> None:
@@ -24028,7 +24215,11 @@ class Step:
         else:
             Step.of_generators.remove(self)
             self.generator = None
-        self.finish(exception[1], took)
+        late = type(self.limit) is Alarm and self.limit.rang and not isinstance(exception[1], StepTimeout)
+        problem = self.too_late() if late and exception[1] is not None else exception[1]  # a library has its own error
+        self.finish(problem, took)
+        if problem is not exception[1]:
+            raise problem from exception[1]
 
     async def __aenter__(self) -> Step:
         if self.timeout is not None:
@@ -24040,6 +24231,8 @@ class Step:
         try:
             if self.limit is not None:
                 await self.limit.__aexit__(*exception)
+                if exception[0] is None and self.limit.when() <= asyncio.get_running_loop().time():
+                    raise TimeoutError  # nothing inside has let the loop turn
         except TimeoutError:
             late = self.too_late()
             self.__exit__(None, late, None)
@@ -24077,7 +24270,7 @@ class Step:
         attempt.open.pop(self.number, None)
         if problem is not None and not (isinstance(problem, SystemExit) and problem.code in (None, 0)):
             if attempt.step_of(problem) is None:
-                attempt.failed = (problem, self.path)
+                vars(problem)["tau_step"] = self.path
             status = "cancelled" if attempt.stopped else "failed"
             error = {"type": clip(type(problem).__name__, 200), "message": safe_text(problem)}
             more = f',"error":{encode_json(error)}'
@@ -24116,7 +24309,10 @@ class Alarm:
         if threading.current_thread() is not threading.main_thread():
             raise BadRequest("a step's timeout works in the main thread only", "use `async with` and await")
 
+        self.rang = False
+
         def ring(number: int, frame: FrameType | None) -> None:
+            self.rang = True
             raise make_error()
 
         self.began, self.left = monotonic(), signal.getitimer(signal.ITIMER_REAL)[0]

@@ -281,6 +281,56 @@ def test_a_run_that_is_cancelled_as_it_fails_is_not_tried_again(fresh: Tau) -> N
     assert [attempt["status"] for attempt in run["attempts"]] == ["failed"]
 
 
+def test_a_run_that_is_cancelled_at_its_time_limit_is_not_tried_again(fresh: Tau) -> None:
+    body = "try:\n        time.sleep(600)\n    finally:\n        ctx.log('stops')\n        time.sleep(1)"
+    fresh.deploy(
+        f"import time\nfrom tau import pipeline\n@pipeline(retries=5, timeout=0.2)\ndef it(ctx):\n    {body}\n"
+    )
+    run_id = fresh.call("run", name="it", wait=False)["run_id"]
+    journal = fresh.home / "runs" / f"{run_id}.1.journal"
+    eventually(lambda: journal.exists() and "stops" in journal.read_text())
+    fresh.call("cancel", run_id=run_id)
+    run = fresh.call("inspect", name=run_id, full=True)
+    assert [attempt["status"] for attempt in run["attempts"]] == ["timed_out"]
+
+
+def test_what_is_undeployed_meanwhile_is_not_tried_again(fresh: Tau) -> None:
+    fresh.deploy_held(after="raise ValueError('x')")
+    fresh.deploy((fresh.work / "pipelines.py").read_text().replace("@pipeline", "@pipeline(retries=3)"))
+    run_id = fresh.call("run", name="it", wait=False)["run_id"]
+    eventually(lambda: fresh.call("inspect", name=run_id)["status"] == "running")
+    fresh("undeploy", "it")
+    fresh.go.touch()
+    run = fresh.call("wait", run_id=run_id)
+    assert (run["status"], run["attempt"]) == ("failed", 1)
+
+
+def test_a_step_of_tau_s_own_calls_has_a_limit_too(tau: Tau) -> None:
+    run = tau.run_it(
+        """
+        import time
+        async def it(ctx):
+            async with ctx.step("slow", timeout=0.05):
+                await ctx.transform([{"n": 1}], [lambda rows: time.sleep(0.2) or rows])
+        """,
+        exit=1,
+    )
+    assert (run["error"]["type"], run["error"]["step"]) == ("StepTimeout", "slow")
+
+
+def test_a_step_ends_a_query_of_sqlite(tau: Tau) -> None:
+    run = tau.run_it(
+        """
+        def it(ctx):
+            with ctx.step("slow", timeout=0.2):
+                ctx.sql("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n",
+                        connection="sqlite:///new.db")
+        """,
+        exit=1,
+    )
+    assert run["error"]["type"] == "StepTimeout"
+
+
 def test_memos_of_other_arguments_are_others() -> None:
     @module.pipeline
     def it(ctx: module.PipelineContext) -> list[int]:

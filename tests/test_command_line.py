@@ -8,6 +8,7 @@ import pty
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 
@@ -284,6 +285,34 @@ def tried(ctx, day: str = "today"):
 """
 
 
+NEEDING = TRIED.replace(', default="none"', "")
+
+
+@pytest.mark.parametrize("way", ["--namespace", "TAU_NAMESPACE"])
+def test_a_file_is_tried_in_a_namespace(way: str, home: Tau) -> None:
+    shop = '[connections.shop]\nurl = "sqlite:///of_all.db"\n[namespaces.acme.connections.shop]\nurl = "sqlite:///own.db"\n'
+    (home.home / "tau.toml").write_text(shop)
+    for folder, secret in (("secrets", "of default"), ("secrets/acme", "of acme, longer")):
+        (home.home / folder).mkdir(mode=0o700)
+        (home.home / folder / "TRY_SECRET").write_text(secret)
+        (home.home / folder / "TRY_SECRET").chmod(0o600)
+    text = TRIED.replace("ctx.log", "ctx.load('shop', [{'a': 1}], 'rows'); assert open('own.db'); ctx.log")
+    words, environ = ((way, "acme"), {}) if way.startswith("-") else ((), {way: "acme"})
+    run = home(*words, "try", home.write(text, "tried.py"), TMPDIR=str(home.work), **environ)
+    assert (run["status"], run["pipeline"], run["result"]["secret"]) == ("success", "acme/tried", 15)
+    assert tries(home) == []
+    own = home(*words, "check", home.write(NEEDING), TMPDIR=str(home.work), **environ)
+    assert own["missing_secrets"] == []
+    assert tries(home) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can look at another user's home")
+def test_root_leaves_nothing_in_the_home_of_another(home: Tau) -> None:
+    os.chown(home.home, 65_534, 65_534)
+    assert home("try", home.write(TRIED), TMPDIR=str(home.work))["status"] == "success"
+    assert [*home.home.iterdir()] == []
+
+
 def test_a_file_is_tried_without_a_daemon_and_leaves_nothing(home: Tau) -> None:
     path = home.write(TRIED, "tried.py")
     where = {"TMPDIR": str(home.work)}
@@ -342,8 +371,8 @@ def test_a_first_pipeline_is_written_with_a_test_that_passes(home: Tau) -> None:
     for command in written["next"]:
         assert home.command(*command.split()[1:], TMPDIR=str(home.work)).exit == 0, command
     assert home("run", "orders")["result"] == {"greeting": "Hello, world!"}
-    for name, told in (("orders", "already"), ("a-b", "cannot have this name")):
-        error = home("init", name, exit=5)
+    for name, told, code in (("orders", "already", 5), ("a-b", "cannot have the name", 2)):
+        error = home("init", name, exit=code)
         assert told in error["message"]
         assert error["hint"] == "give another name: `tau init first_pipeline`"
 
@@ -365,6 +394,8 @@ def test_one_of_several_pipelines_is_tried_by_name(home: Tau) -> None:
 
 def test_check_needs_no_daemon_either(home: Tau) -> None:
     found = home("check", home.write(TRIED), TMPDIR=str(home.work))
+    assert (found["ok"], found["missing_secrets"], found["secrets"]) == (True, [], {"TRY_SECRET": "default"})
+    found = home("check", home.write(NEEDING), TMPDIR=str(home.work))
     assert (found["ok"], found["missing_secrets"]) == (True, ["TRY_SECRET"])
     assert tries(home) == []
 
@@ -393,7 +424,7 @@ def test_a_secret_that_others_can_read_is_a_missing_one_for_check(home: Tau) -> 
     (home.home / "secrets").mkdir(mode=0o700)
     (home.home / "secrets" / "TRY_SECRET").write_text("for everybody")
     (home.home / "secrets" / "TRY_SECRET").chmod(0o644)
-    path = home.write(TRIED)
+    path = home.write(NEEDING)
     found = home("check", path, TMPDIR=str(home.work))
     assert (found["ok"], found["missing_secrets"]) == (True, ["TRY_SECRET"])
     failed = home.command("try", path, TMPDIR=str(home.work)).json
@@ -556,3 +587,79 @@ def test_the_form_of_an_answer_is_chosen(tau: Tau) -> None:
     for words in (["list"], ["statsu"]):
         error = tau(*words, exit=2, TAU_OUTPUT="yaml")
         assert (error["message"], error["hint"]) == ("TAU_OUTPUT is 'yaml'", "TAU_OUTPUT=json, or TAU_OUTPUT=text")
+
+
+def test_a_trial_that_is_ended_leaves_nothing(home: Tau) -> None:
+    path = home.write(
+        """
+        import os, time
+        from tau import pipeline
+        @pipeline
+        def slow(ctx):
+            open(os.environ["HOME"] + "/began", "w").close()
+            time.sleep(300)
+        """
+    )
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        child = subprocess.Popen(
+            [*python("main"), "try", str(path)], env=home.environ | {"TMPDIR": str(home.work)}, cwd=home.work,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        eventually((home.work / "began").exists)
+        child.send_signal(number)
+        assert child.wait(PATIENCE_S) == 130
+        assert tries(home) == []
+        (home.work / "began").unlink()
+
+
+@pytest.mark.parametrize("words", [("events", "--follow", "--since", "0"), ("logs", "it", "--follow")])
+def test_followers_end_when_nobody_reads(fresh: Tau, words: tuple[str, ...]) -> None:
+    fresh.deploy_held(before="[print(n, flush=True) or time.sleep(0.01) for n in range(100_000)]")
+    fresh("run", "it", "--detach")
+    child = subprocess.Popen([*python("main"), *words], env=fresh.environ, cwd=fresh.work, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stdout.readline()
+    child.stdout.close()
+    fresh("cancel", "it")  # of which the ledger tells
+    assert child.wait(PATIENCE_S) == 0
+
+
+WRONG_LINES = [
+    ("deploy", "--include", "helper.py", "one.py"),
+    ("check", "--entry", "main.py"),
+    ("deploy", ""),
+    ("try", "--include", "a.py", "b.py"),
+    ("run", "it", "--key", ""),
+    ("init", "my-pipe"),
+]
+
+
+@pytest.mark.parametrize("words", WRONG_LINES, ids=" ".join)
+def test_what_a_script_forgets_is_bad_usage(tau: Tau, words: tuple[str, ...]) -> None:
+    tau.deploy_it("def it(ctx): ...\n")
+    files = [tau.write("x = 1\n", name) for name in ("helper.py", "one.py", "a.py", "b.py", "main.py")]
+    assert tau(*words, exit=2)["code"] in ("bad_request", "load_failed")
+    for path in files:
+        path.unlink()
+
+
+def test_stdin_may_be_a_socket(fresh: Tau) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        child = subprocess.Popen(
+            [*python("main"), "secret", "set", "KEY"], env=fresh.environ, cwd=fresh.work, stdin=theirs,
+            stdout=subprocess.PIPE,
+        )  # fmt: skip
+        ours.sendall(b"value of a socket")
+        ours.shutdown(socket.SHUT_WR)
+        assert json.loads(child.communicate(timeout=PATIENCE_S)[0])["changed"]
+    refused = subprocess.run(
+        [*python("main"), "run", "it", "--params", "-"], env=fresh.environ | {"LC_ALL": "C.UTF-8"}, cwd=fresh.work,
+        input=b'{"a": "\xfc"}', capture_output=True, timeout=PATIENCE_S,
+    )  # fmt: skip
+    assert (refused.returncode, json.loads(refused.stderr)["error"]["code"]) == (2, "bad_request")
+
+
+def test_resume_without_a_name_is_told_of_resume(tau: Tau) -> None:
+    assert tau("resume", exit=2)["hint"] == "tau resume NAME"
+    assert tau("pause", exit=2)["hint"] == "tau pause NAME"

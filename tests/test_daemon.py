@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ENVIRON, PATIENCE_S, THOROUGH, Tau, eventually, free_port, is_running, python, served
+from conftest import ENVIRON, PATIENCE_S, THOROUGH, Tau, eventually, free_port, is_running, python, run, served
 
 import tau as module
 
@@ -61,7 +61,18 @@ def test_of_simultaneous_starts_exactly_one_serves(home: Tau) -> None:
     ]
     answers = [json.loads(start.communicate(timeout=PATIENCE_S)[0] or "null") for start in starts]
     pid = home.call("status")["pid"]
-    assert [answer["pid"] for answer in answers if answer and answer["changed"]] == [pid]
+    assert {answer["pid"] for answer in answers} == {pid}
+    assert [answer["changed"] for answer in answers].count(True) == 1
+    assert {start.returncode for start in starts} == {0}
+
+
+def test_hints_about_another_home_name_it(home: Tau) -> None:
+    home.start("--port", str(free_port()))
+    elsewhere = home.environ | {"TAU_HOME": str(home.work / "other")}
+    for words in (("--port", str(free_port())), ("--host", "0.0.0.0", "--port", "1")):
+        done = run("taud", "--detach", "--home", home.home, *words, cwd=home.work, environ=elsewhere)
+        assert (done.exit, done.error["code"]) == (5, "conflict")
+        assert done.error["hint"].startswith(f"tau --home {home.home} shutdown; taud --detach --home {home.home} ")
 
 
 def test_a_run_survives_kill_9_of_the_daemon_with_its_whole_trace(fresh: Tau) -> None:

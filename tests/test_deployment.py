@@ -230,6 +230,20 @@ def test_another_files_name_is_taken_only_on_purpose(tau: Tau, monkeypatch: pyte
     assert tau("show", "taken")["version"] == version
 
 
+def test_another_file_of_a_deployed_folder_is_another_file(tau: Tau) -> None:
+    folder = tau.work / "filed"
+    (folder / "archive").mkdir(parents=True)
+    text = "from tau import pipeline\n@pipeline\ndef filed(ctx): return {!r}\n"
+    for name in ("main.py", "other.py", "archive/old.py"):
+        (folder / name).write_text(text.format(name))
+    tau("deploy", folder, "--entry", "main.py")
+    for words in ((folder / "archive" / "old.py",), (folder, "--entry", "other.py")):
+        assert tau("deploy", *words, exit=5)["code"] == "conflict"
+    assert tau("run", "filed")["result"] == "main.py"
+    tau("deploy", folder, "--entry", "other.py", "--take-over")
+    assert tau("run", "filed")["result"] == "other.py"
+
+
 def test_a_file_and_the_folder_that_it_is_in_are_no_strangers(tau: Tau) -> None:
     root = lay(tau, "inside_of", {"shop/__init__.py": "", "shop/main.py": job("inside_of")})
     for number, path in enumerate(("shop/main.py", "shop", ".", "shop", "shop/main.py")):

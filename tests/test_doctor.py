@@ -188,3 +188,24 @@ def test_who_else_is_at_the_store_is_told_where_sqlite_could_lose_a_commit(fresh
 )  # fmt: skip
 def test_the_sqlites_that_can_lose_a_commit_are_known(version: tuple[int, int, int], loses: bool) -> None:
     assert module.loses_commits(version) is loses
+
+
+def test_a_daemon_of_another_user_is_well(fresh: Tau, monkeypatch: pytest.MonkeyPatch) -> None:
+    with module.Client(home=str(fresh.home)) as client:
+        monkeypatch.setattr(os, "geteuid", lambda: 12_345)
+        patient = module.Patient(client)
+        for name in ("home", "database", "socket"):
+            assert isinstance(module.finding_of(module.CHECKS[name], patient), str)
+    fresh("shutdown")
+    with module.Client(home=str(fresh.home)) as client:
+        patient = module.Patient(client)
+        told = module.finding_of(module.CHECKS["home"], patient)
+        assert "belongs to uid" in told[1]
+
+
+def test_a_configuration_that_the_daemon_has_not_read_is_told(home: Tau) -> None:
+    home.start()
+    assert checks(home)["configuration"]["status"] == "pass"
+    (home.home / "tau.toml").write_text('[connections.shop]\nurl = "sqlite:///shop.db"\n')
+    found = checks(home)["configuration"]
+    assert (found["status"], found["remedy"]) == ("warn", "tau shutdown; taud --detach")

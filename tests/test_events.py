@@ -223,7 +223,7 @@ def test_who_waits_from_now_on_asks_with_a_cursor_which_a_restart_does_not_move(
             asked.append(params)
             return {"events": [], "next": 7}
 
-    module.ask_for_events(Listener(), "events", {"wait": 60.0, "type": "run.*"}, module.View(["--json"]))
+    module.ask_for_events(Listener(), "events", {"wait": 60.0, "type": "run.*"}, module.View(["--json"], {}))
     assert asked == [{"limit": 1}, {"wait": 60.0, "type": "run.*", "since": 7}]
 
 

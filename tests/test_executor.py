@@ -34,6 +34,24 @@ def test_a_process_that_dies_is_a_failed_run(tau: Tau, name: str) -> None:
     assert (run["resources"]["exit_code"], run["resources"]["signal"]) == (code, number)
 
 
+def test_an_error_names_the_step_in_which_it_was_raised_whatever_fails_beside_it(tau: Tau) -> None:
+    run = tau.run_it(
+        """
+        def it(ctx):
+            problems = []
+            for name in "abc":
+                try:
+                    with ctx.step(name):
+                        raise ValueError(name)
+                except ValueError as problem:
+                    problems.append(problem)
+            raise problems[0]
+        """,
+        exit=1,
+    )
+    assert (run["error"]["message"], run["error"]["step"]) == ("a", "a")
+
+
 def test_a_death_inside_a_step_names_the_step_and_keeps_the_log(tau: Tau) -> None:
     tau.deploy_it(
         "import os\ndef it(ctx):\n  with ctx.step('a'):\n    with ctx.step('b'):\n      ctx.log('last words')\n      os._exit(1)"

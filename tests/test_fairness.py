@@ -220,6 +220,19 @@ def test_priority_goes_before_age_but_not_for_ever() -> None:
     in_slots(1, story, a=1)
 
 
+def test_priority_goes_first_behind_a_long_queue_too() -> None:
+    async def story(world: Slots) -> None:
+        for name, priority in (("many", 3), ("urgent", 1), ("later", 5)):
+            await world.deploy(f"a/{name}", priority=priority, **({"max_concurrent": 1} if name == "many" else {}))
+        world.lasts = dict.fromkeys(("a/many", "a/urgent", "a/later"), 1.0)
+        await world.add("a/many", module.PASSED_MAX * 3)
+        late, urgent = (await world.add("a/later"))[0], (await world.add("a/urgent"))[0]
+        order = [row["run_id"] for row in world.store.choose(3, world.store.look())]
+        assert order.index(urgent) < order.index(late)
+
+    in_slots(3, story, a=1)
+
+
 def test_the_head_of_a_queue_is_found_without_its_neighbours(tmp_path: Path) -> None:
     async def story(world: Slots) -> None:
         world.lasts = {}

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sqlite3
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import REPOSITORY, Tau, eventually, make_home, running
+from test_terminal import on_terminal
 
 import tau as module
 
@@ -108,6 +111,91 @@ def test_a_proven_fix_is_shown_and_with_auto_deployed(home: Home) -> None:
     ]
     fixed = home.events("heal.fixed")[0]["data"]
     assert fixed.keys() >= {"incident", "hypothesis", "diff", "risks", "proof", "cost", "duration_s"}
+
+
+def test_a_fixed_pipeline_s_failed_run_can_be_run_again(home: Home) -> None:
+    run_id = home.break_it()
+    home.say(MEND)
+    assert home.heal("--auto")["next"] == [f"tau retry {run_id}"]
+
+
+def test_a_person_sees_the_fix_as_lines(home: Home) -> None:
+    home.break_it()
+    home.say(MEND)
+    code, screen = on_terminal(home.tau, "heal", "orders")
+    assert code == 0
+    assert any(
+        line.strip().startswith("+") and RIGHT in line for line in re.sub(r"\x1b\[[\d;]*m", "", screen).splitlines()
+    )
+
+
+def test_why_an_agent_could_not_answer_is_told(home: Home) -> None:
+    home.break_it()
+    home.say("print('Invalid API key: log in', file=sys.stderr); sys.exit(7)")
+    assert "its exit code is 7: Invalid API key: log in" in home.heal()["reason"]
+
+
+@pytest.mark.parametrize("home", [{"attempts": 1}], indirect=True)
+def test_good_fixes_do_not_use_up_the_attempts(home: Home) -> None:
+    home.break_it()
+    home.say(MEND)
+    assert home.heal("--auto")["verdict"] == "fixed"
+    home.tau("run", "orders")
+    home.data([row | {"total": "x"} for row in RENAMED])
+    home.tau.deploy(SOURCE, "orders.py", "--take-over")
+    home.data(RENAMED)
+    home.tau.command("run", "orders")
+    assert home.heal()["verdict"] == "proven"
+
+
+def test_bytes_that_are_no_text_stay_as_they_are(home: Home) -> None:
+    folder = home.tau.work / "shop"
+    folder.mkdir()
+    (folder / "names.csv").write_bytes("M\u00fcller".encode("latin-1"))
+    (folder / "orders.py").write_text(SOURCE.lstrip())
+    home.tau("deploy", folder)
+    home.data(ROWS)
+    home.tau("run", "orders")
+    home.data(RENAMED)
+    home.tau.command("run", "orders")
+    home.say(MEND)
+    done = home.heal()
+    assert (done["verdict"], "names.csv" in done["diff"]) == ("proven", False)
+    assert (home.tau.work / done["attempt"] / "names.csv").read_bytes() == (folder / "names.csv").read_bytes()
+
+
+CHECKING = """
+from tau import pipeline
+
+@pipeline
+def orders(ctx):
+    rows = ctx.extract("orders.jsonl")
+    first = rows[0]
+    ctx.check("mails", (row["mail"].endswith("z") for row in rows), severity="warn")
+    ctx.check(first["mail"] == "other", len(rows) > 5)
+"""
+
+
+def test_without_data_no_agent_and_no_reader_sees_rows(home: Home) -> None:
+    home.tau.deploy(CHECKING, "orders.py")
+    home.data([{"mail": "marker_of_a_cell"}])
+    home.tau("run", "orders", exit=1)
+    home.say(f"open({str(home.tau.home / 'asked')!r}, 'w').write(json.dumps(asked))")
+    home.heal()
+    assert "mails" in (home.tau.home / "asked").read_text()
+    assert "marker_of_a_cell" not in (home.tau.home / "asked").read_text()
+
+
+def test_only_the_latest_incident_of_a_pipeline_is_healed_by_itself(home: Home) -> None:
+    home.break_it()
+    (home.tau.home / "data" / "orders" / "orders.jsonl").write_text("no JSON")
+    home.tau("run", "orders", exit=1)
+    home.say("print('no source')")
+    home.heal()
+    assert home.tau("errors")["total"] == 2
+    given = {"auto": 1, "now": "9999", "cooled": "2000", "attempts": 9, "at_once": 9}
+    with closing(sqlite3.connect(home.tau.home / "tau.db")) as db:
+        assert db.execute(module.TO_HEAL, given).fetchall() == []
 
 
 #: A bad answer → the verdict.  Each is on a pipeline that has no check of its own.
@@ -427,8 +515,8 @@ def test_a_daemon_does_not_choose_where_a_fix_is_written(
     answer |= {"probation": 3, "files": [{"path": "a.py", "text": "x = 1\n"}]}
     client: Any = Foreign(answer | said)
     with pytest.raises(module.BadRequest):
-        module.ask_for_heal(client, "heal", {}, module.View([]))
+        module.ask_for_heal(client, "heal", {}, module.View([], {}))
     assert [*tmp_path.iterdir()] == []
     client = Foreign(dict(answer))
-    assert module.ask_for_heal(client, "heal", {}, module.View([]))["next"]
+    assert module.ask_for_heal(client, "heal", {}, module.View([], {}))["next"]
     assert (tmp_path / "heal-0123456789ab" / "a.py").read_text() == "x = 1\n"

@@ -150,6 +150,7 @@ SAME = [
     ("key 6f1c2a90-aaaa-4bbb-8ccc-0123456789ab", "key 00000000-0000-4000-8000-000000000000"),
     ("object at 0x7f3a, digest deadbeef", "object at 0x1, digest cafebabe"),
     ("it begins 'and has no end", "it begins 'otherwise"),
+    ("duplicate key DETAIL: Key (name)=(Ada) exists.", "duplicate key DETAIL: Key (name)=(Bob) exists."),
     ("a" * 500 + "x", "a" * 500 + "y"),
 ]
 

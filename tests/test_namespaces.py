@@ -148,6 +148,37 @@ def test_the_audit_finds_nothing(teams: Teams) -> None:
     assert teams.tau.call("events")["next"] == before  # it has changed nothing
 
 
+def test_the_audit_changes_nothing_and_tells_what_is_both_teams(home: Tau) -> None:
+    load = f"ctx.load('{home.work}/shared.csv', [{{'a': 1}}], mode='replace')"
+    shared = f"from tau import pipeline\n@pipeline\ndef orders(ctx): {load}\n"
+    with served(home):
+        home("namespace", "create", "acme")
+        for name in ("acme", "default"):
+            home("secret", "set", f"{name}/API_KEY", stdin=f"of {name}")
+            home.deploy(shared, "orders.py", "--namespace", name)
+            home("run", "orders", "--namespace", name)
+        before = home.call("events")["next"]
+        for pair in (("acme", "default"), ("default", "acme")):
+            assert home.command("namespace", "audit", *pair).json["leaks"] == []
+        assert home.call("events")["next"] == before
+        assert {row["found"] for row in home("secret", "list")["secrets"]} == {"home"}
+
+
+def test_a_namespace_that_is_not_there_is_told_like_any_word(teams: Teams) -> None:
+    assert teams.tau("--namespace", "acm", "list", exit=3)["hint"].startswith("did you mean 'acme'?")
+    told = teams.tau("list", TAU_NAMESPACE="nobody", exit=3)
+    assert told["hint"] == "leave out --namespace and TAU_NAMESPACE"
+
+
+def test_here_is_an_executor_of_a_namespace(home: Tau) -> None:
+    with served(home):
+        home("namespace", "create", "acme", "--executor", "local")
+        home(
+            "--namespace", "acme", "deploy", home.write("from tau import pipeline\n@pipeline\ndef it(ctx): return 1\n")
+        )
+        assert home("run", "acme/it")["result"] == 1
+
+
 def test_the_audit_knows_every_kind_of_word() -> None:
     nameless = {"EnvironmentName", "FilePath", "Duration", "Size", "Json", "Texts", "list[int]", "list[str]"}
     nameless |= {kind for kind, schema in module.KINDS.items() if schema["type"] in ("integer", "number", "boolean")}

@@ -220,6 +220,31 @@ def test_a_chat_gets_a_text(home: Tau, endpoint: Endpoint) -> None:
     assert endpoint.url not in json.dumps(home.call("notify_list"))
 
 
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ({"incident": "inc:1", "reason": "which currency?"}, "which currency?"),
+        ({"incident": "inc:1", "bound": "attempts"}, "attempts"),
+        ({"incident": "inc:1", "message": "it shows risks"}, "it shows risks"),
+        ({"incident": "inc:1", "type": "KeyError", "step": "sum", "message": "m"}, "KeyError in step sum: m"),
+    ],
+)
+def test_a_chat_is_told_the_reason(data: dict[str, str], told: str) -> None:
+    event = {"seq": 0, "type": "heal.escalated", "at": "now", "pipeline": "shop", "run_id": None, "data": data}
+    assert module.chat_text(event).splitlines() == ["shop: heal escalated at now", told, "`tau inspect inc:1`"]
+    test = event | {"type": "notify.test", "pipeline": None, "data": {}}
+    assert module.chat_text(test).splitlines()[1] == "`tau events --since 0 --limit 1`"
+
+
+def test_the_doctor_alarms_nobody(home: Tau, endpoint: Endpoint) -> None:
+    serve(home, table("agent", url=endpoint.url, events=["run.failed"]))
+    eventually(lambda: is_ready(home))
+    assert home("doctor")["ok"]
+    fail(home)
+    eventually(lambda: endpoint.calls)
+    assert endpoint.documents[0]["pipeline"] == "etl_orders"
+
+
 def test_a_command_gets_the_document_and_leaves_no_process(home: Tau) -> None:
     code = (
         "import os, sys, json, subprocess\n"

@@ -649,7 +649,11 @@ def test_what_cannot_be_deployed_together_is_refused(tau: Tau) -> None:
     assert "has no files" in tau("deploy", empty, exit=2)["message"]
     (empty / "a.py").write_text("x = 1\n")
     (empty / "b.py").write_text("x = 1\n")
-    assert "no file of the folder uses @pipeline" in tau("deploy", empty, exit=2)["message"]
+    told = tau("deploy", empty, exit=2)
+    assert "uses @pipeline" in told["message"]
+    (empty / "dags").mkdir()
+    tau.write("from tau import pipeline\n@pipeline\ndef one(ctx): ...\n", f"{empty.name}/dags/one.py")
+    assert tau("deploy", empty, exit=2)["hint"] == "dags/__init__.py is missing"
     (empty / "big.bin").write_bytes(b"\0" * (module.DEPLOYMENT_BYTES_MAX + 1))
     assert "larger than" in tau("deploy", empty, exit=2)["message"]
     (empty / "big.bin").write_bytes(b"\0" * (module.DEPLOYMENT_BYTES_MAX - 10))
@@ -931,6 +935,11 @@ def test_the_calendar_counts_days_and_coming_ticks(tau: Tau) -> None:
     assert [{*row["past"][0]} for row in failures["pipelines"]] == [{"failed"}]
 
 
+def row_now(tau: Tau) -> str:
+    """The time of the daemon's last event."""
+    return str(tau.call("events", limit=1)["events"][0]["at"])
+
+
 def test_watch_tells_what_is_late(tau: Tau) -> None:
     tau.deploy("from tau import pipeline\n@pipeline(expect_success_within=1)\ndef late(ctx): ...\n")
 
@@ -938,6 +947,9 @@ def test_watch_tells_what_is_late(tau: Tau) -> None:
         return [row["what"] for row in tau.call("watch", limit=1000)["late"] if row["pipeline"] == "late"]
 
     eventually(lambda: late() == ["overdue"])
+    tau("deploy", tau.work / "pipelines.py", "--schedule", "0 6 * * *")
+    (row,) = (row for row in tau.call("watch", limit=1000)["late"] if row["pipeline"] == "late")
+    assert row["at"] <= row_now(tau)
     tau("run", "late")
     assert late() == []
     tau("undeploy", "late")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Context, Tau
+from conftest import Context, Tau, eventually
 
 import tau as module
 
@@ -527,6 +527,34 @@ def test_only_files_that_no_successful_run_has_read_are_new(stream: bool, tau: T
     assert (rows, len(state["files_read"]["in/*"])) == (["11", "3"], 3)
     assert len(run(remove=["a.csv"])[1]["files_read"]["in/*"]) == 2
     assert run(write={"a.csv": 11})[0] == ["11"]
+
+
+def test_files_that_a_run_beside_has_read_are_not_new(tau: Tau) -> None:
+    tau.deploy_it(
+        """
+        import os, time
+        def it(ctx, write={}, wait=False):
+            os.makedirs("in", exist_ok=True)
+            for name, n in write.items():
+                with open("in/" + name, "w") as file:
+                    file.write(f"n\\n{n}\\n")
+            rows = ctx.extract("in", new_only=True, missing="ok")
+            open("waits", "w").close()
+            while wait and not os.path.exists("go"):
+                time.sleep(0.01)
+            return [row["n"] for row in rows]
+        """
+    )
+    tau.call("run", name="it", params={"write": {"a.csv": 0}}, wait=True)
+    folder = tau.home / "data" / "it"
+    (folder / "waits").unlink()
+    slow = tau.call("run", name="it", params={"write": {"b.csv": 1}, "wait": True}, wait=False)["run_id"]
+    eventually((folder / "waits").exists)
+    assert "2" in tau.call("run", name="it", params={"write": {"c.csv": 2}}, wait=True)["result"]
+    (folder / "go").touch()
+    assert tau("wait", slow)["result"] == ["1"]
+    (folder / "go").unlink()
+    assert tau.call("run", name="it", wait=True)["result"] == []
 
 
 def test_a_stream_that_is_left_has_read_what_was_read_to_its_end(ctx: Context) -> None:

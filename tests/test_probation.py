@@ -95,6 +95,32 @@ def test_a_deployment_in_between_ends_probation(fresh: Tau) -> None:
     assert live(fresh) == 2
 
 
+def test_the_same_deployment_again_leaves_or_renews_probation(fresh: Tau) -> None:
+    begin(fresh, "--probation", 2)
+    for words, left in (((), 1), (("--probation", 5), 5)):
+        assert fresh.deploy(NEW, "tried.py", *words)["changed"] is False
+        assert fresh.call("versions", name="tried")["versions"][0]["probation"] == left
+    ends(fresh, "sun")
+    assert live(fresh) == 1
+
+
+def test_a_run_that_never_began_says_nothing_of_a_version(home: Tau) -> None:
+    (home.home / "tau.toml").write_text("[scheduler]\nmax_concurrent = 1\n")
+    home.start()
+    old, new = (text.replace("@pipeline", "@pipeline(queue_timeout=0.05)") for text in (OLD, NEW))
+    home.deploy(old, "tried.py")
+    ends(home, "mon")
+    home.deploy(new, "tried.py", "--probation", 3)
+    home.deploy_held()
+    held = home("run", "it", "--detach")["run_id"]
+    run = ends(home, "mon")
+    assert (run["status"], run["started_at"]) == ("timed_out", None)
+    assert live(home) == 2
+    assert home.call("versions", name="tried")["versions"][0]["probation"] == 3
+    home.go.touch()
+    home("wait", held)
+
+
 def test_without_a_version_before_there_is_no_probation(fresh: Tau) -> None:
     error = fresh.deploy(OLD, "tried.py", "--probation", 1, exit=2)
     assert "no version that could come back" in error["message"]

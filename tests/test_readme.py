@@ -191,7 +191,7 @@ format = "slack"
 
 [notify.script]
 command = ["/usr/local/bin/wake-the-agent"]
-events = ["run.failed", "success.overdue"]
+events = ["run.failed", "run.timed_out", "run.lost", "success.overdue"]
 pipelines = ["etl_*"]
 
 # The agent that mends and writes pipelines: any program that reads a document on stdin; see examples/heal.

@@ -413,6 +413,72 @@ def test_a_clock_that_is_set_back_repeats_nothing(tmp_path: Path) -> None:
     in_world(tmp_path, story)
 
 
+def test_a_clock_that_was_ahead_silences_nothing(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.set("p", cron="0 * * * *", overlap="allow")
+        await world.pass_time(60)
+        world.clock.step(180 * DAY)
+        await world.look()
+        world.clock.step(-180 * DAY)
+        await world.look()
+        await world.pass_time(2 * HOUR)
+        assert [tick for tick in world.ticks() if tick < 24] == [1, 2]
+
+    in_world(tmp_path, story)
+
+
+def test_a_run_waits_as_long_when_the_clock_is_set_forward(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.deploy("q", queue_timeout=600.0)
+        await world.write(world.store.add_run, "q", {}, None, "manual", "me")
+        world.note_look()
+        world.clock.step(2 * HOUR)
+        await world.look()
+        assert world.rows("SELECT status FROM runs WHERE pipeline = 'q'") == [("queued",)]
+        await world.pass_time(601)
+        assert world.rows("SELECT status FROM runs WHERE pipeline = 'q'") == [("timed_out",)]
+
+    in_world(tmp_path, story)
+
+
+def test_a_tick_that_jitter_delays_is_the_next_one(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.set("p", cron="0 6 * * *", jitter_s=3_000.0, overlap="allow")
+        late = module.delay_of("p", 3_000.0)
+        assert late > 60
+        await world.pass_time(6 * HOUR + 60)
+        assert world.ticks() == []
+        await world.write(world.agenda.fire_next, "p", "me")
+        await world.pass_time(2 * DAY)
+        await world.finish_all()
+        assert world.ticks()[:2] == [6, 30]
+
+    in_world(tmp_path, story)
+
+
+def test_an_edit_of_params_leaves_a_tick_that_has_its_run(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.set("p", cron="0 6 * * *")
+        await world.write(world.agenda.fire_next, "p", "me")
+        await world.set("p", cron="0 6 * * *", params={"limit": 5})
+        (row,) = world.rows("SELECT next_at FROM schedules WHERE pipeline = 'p'")
+        assert row == (module.rfc3339(MONDAY + DAY + 6 * HOUR),)
+
+    in_world(tmp_path, story)
+
+
+def test_what_is_disabled_follows_no_upstream(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.deploy("down", after=["p"])
+        await world.set("down", enabled=False)
+        run_id = (await world.write(world.store.add_run, "p", {}, None, "manual", "me"))[0]
+        await world.write(world.finish, run_id)
+        assert world.ticks("down") == []
+        assert [event["reason"] for event in world.events("chain.skipped")] == ["disabled"]
+
+    in_world(tmp_path, story)
+
+
 def test_a_pause_does_not_come_again_when_the_clock_is_set_back(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         await world.write(world.agenda.pause, "", "test", "me")

@@ -80,7 +80,6 @@ def teller(ctx, fail: bool = False, wait: bool = False):
     os.write(1, (key[7:] + " and again").encode())
     script = "import os, sys, time\\nfor part in sys.argv[1:]: os.write(1, os.fsencode(part)); os.write(2, os.fsencode(part))"
     subprocess.run([sys.executable, "-c", script, key[:9], key[9:], key, "\\n" + key], check=True)
-    ctx.state = {"cursor": key, key: 1}
     if wait:
         open("waiting", "w").close()
         while not os.path.exists("go on"): time.sleep(0.01)
@@ -385,7 +384,6 @@ def fork(ctx):
     key = from_child(ctx)
     tell(ctx, key)
     hold(ctx)
-    ctx.state = {key: key}
     return {key: [key]}
 
 @pipeline
@@ -482,7 +480,7 @@ def test_secrets_are_set_listed_and_removed_and_their_values_never_told(home: Ta
     assert listed()["UNUSED"] == ("home", [])
     for words, stdin in (
         (("set", "SET_BY_COMMAND", "in-plain-sight"), ""), (("set", "SET_BY_COMMAND"), ""), (("set", "../up"), "x"),
-        (("set", "BIG"), "x" * 65_537), (("remove", "a/b"), ""), (("set",), "x"),
+        (("set", "BIG"), "x" * 65_537), (("remove", "a b"), ""), (("set",), "x"),
     ):  # fmt: skip
         refused = home.command("secret", *words, stdin=stdin)
         assert (refused.exit, refused.error["code"]) == (2, "bad_request"), words
@@ -511,3 +509,32 @@ def test_what_cannot_be_written_tells_no_secret(home: Tau) -> None:
     assert "value-of-the-secret" not in refused.err
     for kept in (home.home / "tau.log", home.work / "taud.log"):
         assert not kept.exists() or "value-of-the-secret" not in kept.read_text()
+
+
+def test_a_state_that_holds_a_secret_fails_the_run(home: Tau) -> None:
+    home.start()
+    home("secret", "set", "BUCKET", stdin="acme-landing")
+    failed = home.run_it("""
+        def it(ctx):
+            ctx.state["cursor"] = ctx.secret("BUCKET") + "/2026-01-05.csv"
+    """, exit=1)["error"]  # fmt: skip
+    assert (failed["type"], failed["message"].startswith("ctx.state holds a secret")) == ("BadResult", True)
+    assert home("state", "it")["state"] in ({}, None)
+
+
+def test_a_missing_secret_of_a_namespace_is_saved_as_the_hint_says(home: Tau) -> None:
+    home.start()
+    home("namespace", "create", "acme")
+    home("secret", "set", "TOKEN_OF_SHOP", stdin="of default")
+    path = home.write("from tau import pipeline\n@pipeline\ndef it(ctx): return len(ctx.secret('TOKEN_OF_SHOP'))\n")
+    home("--namespace", "acme", "deploy", path)
+    failed = home("run", "acme/it", exit=1)
+    line = "tau secret set acme/TOKEN_OF_SHOP"
+    assert failed["next"][0] == line
+    assert failed["error"]["hint"] == f"`{line}` reads it from stdin"
+    assert {check["name"]: check for check in home("doctor")["checks"]}["secrets"]["remedy"] == line
+    assert home(*line.split()[1:], stdin="of acme")["changed"]
+    assert home("run", "acme/it")["result"] == len("of acme")
+    assert (home.home / "secrets" / "TOKEN_OF_SHOP").read_text() == "of default"
+    assert home("secret", "remove", "acme/TOKEN_OF_SHOP")["changed"]
+    assert home("secret", "set", "nobody/TOKEN", stdin="x", exit=3)["message"] == "no namespace 'nobody'"

@@ -322,11 +322,14 @@ def test_sighup_reads_the_configuration_again(home: Tau) -> None:
             return home("status", TAU_HOST=service.host)
 
         shop = f"[connections.shop]\nurl = 'sqlite:///{home.work}/shop.db'\n"
+        shop += shop.replace("[", "[namespaces.acme.")
+        home("namespace", "create", "acme")
+        home("--namespace", "acme", "deploy", home.work / "pipelines.py")
         status = reload(f"[daemon]\nlog_level = 'debug'\n[scheduler]\nmax_concurrent = 3\n{shop}")
         assert all(usec.isdigit() for usec in service.heard("MONOTONIC_USEC"))
         assert "the configuration is read again; after a restart max_concurrent will hold too" in service.log
         assert status["slots"]["total"] == 10
-        assert home("run", "it")["result"] == [{"x": 1}]
+        assert home("run", "it")["result"] == home("run", "acme/it")["result"] == [{"x": 1}]
 
         status = reload("[daemon]\nlog_level = 'error'\nprot = 1\n")
         told = f"the configuration was not read again: {config}: [daemon]: unknown key 'prot'; did you mean 'port'?"

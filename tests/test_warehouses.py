@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import os
 import sqlite3
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -99,6 +101,112 @@ def test_params_are_an_object_and_a_list_is_no_value_of_in(ctx: Context) -> None
     with pytest.raises(module.BadRequest) as refused:
         ctx.sql("DELETE FROM t WHERE id IN (:ids)", {"ids": [1, 2]}, place)
     assert ctx.sql(f"DELETE FROM t WHERE id {refused.value.hint}", {"ids": [1, 2]}, place) == 2
+
+
+@pytest.mark.parametrize("house", ["sqlite", "duckdb"])
+def test_a_statement_that_begins_otherwise_says_how_many_rows_it_changed(ctx: Context, house: str) -> None:
+    place = f"{house}:///h.{house}"
+    ctx.sql("CREATE TABLE t (id INTEGER)", connection=place)
+    insert = "INSERT INTO t SELECT n FROM (SELECT 1 AS n UNION ALL SELECT 2)"
+    assert ctx.sql(f"-- all\n{insert}", connection=place) == 2
+    with_ = "WITH s AS (SELECT 1 AS n UNION ALL SELECT 2) "
+    assert ctx.sql(f"{with_} INSERT INTO t SELECT n FROM s", connection=place) == 2
+    assert ctx.sql(f"{with_} DELETE FROM t WHERE id IN (SELECT n FROM s)", connection=place) == 4
+    assert ctx.sql(f"{with_} DELETE FROM t WHERE id IN (SELECT n FROM s)", connection=place) == 0
+
+
+@pytest.mark.parametrize("house", ["sqlite", "duckdb"])
+def test_a_list_is_never_the_one_value_of_in(ctx: Context, house: str) -> None:
+    with pytest.raises(module.BadRequest, match=r"IN \(:ids\) is one value, and ids has 2"):
+        ctx.sql("SELECT 1 WHERE 1 NOT IN (:ids)", {"ids": ["a", "b"]}, f"{house}:///h.{house}")
+
+
+#: A URL → what is told of it.
+ODD_FILES = {
+    "duckdb:///typo.duckdb": "there is no database",
+    "duckdb://shop.duckdb": "names no file",
+    "sqlite:///shop.db?mode=ro": "names no file",
+}
+
+
+@pytest.mark.parametrize("url", ODD_FILES)
+def test_an_odd_url_of_a_file_is_refused_and_nothing_made(ctx: Context, url: str) -> None:
+    before = {*os.listdir()}
+    with pytest.raises(module.TauError, match=ODD_FILES[url]):
+        ctx.extract(url, "orders")
+    assert {*os.listdir()} == before
+
+
+def test_a_folder_is_made_for_duckdb_too(ctx: Context) -> None:
+    ctx.load("duckdb:///new/folder/shop.duckdb", [{"a": 1}], "t")
+    assert ctx.extract("duckdb:///new/folder/shop.duckdb", "t") == [{"a": 1}]
+    assert ctx.sql("SELECT 1 AS a", connection="duckdb:///:memory:") == [{"a": 1}]
+
+
+#: SQL → what it reads and writes.
+TABLES_OF = {
+    "REFRESH MATERIALIZED VIEW CONCURRENTLY mv": [("writes", "mv")],
+    "WITH RECURSIVE r(n) AS (SELECT 1 UNION SELECT n + 1 FROM r) SELECT * FROM r": [],
+    "MERGE INTO t USING u ON t.a = u.a WHEN MATCHED THEN DELETE": [("writes", "t"), ("reads", "u")],
+    "DELETE FROM t USING u WHERE t.a = u.a": [("writes", "t"), ("reads", "u")],
+    "SELECT * FROM t JOIN u USING (a)": [("reads", "t"), ("reads", "u")],
+    "CREATE INDEX i ON t USING btree (a)": [],
+}
+
+
+@pytest.mark.parametrize("query", TABLES_OF)
+def test_tables_of_odd_statements(query: str) -> None:
+    assert module.tables_in(query) == TABLES_OF[query]
+
+
+def test_a_view_that_is_kept_is_a_table_too(ctx: Context, postgres: str) -> None:
+    ctx.sql("DROP MATERIALIZED VIEW IF EXISTS kept", connection=postgres)
+    ctx.sql("CREATE MATERIALIZED VIEW kept AS SELECT 1 AS a", connection=postgres)
+    with pytest.raises(module.SourceError) as refused:
+        ctx.extract(postgres, "kapt")
+    with module.find_place(postgres, None, ctx._around, {}).connect("BEGIN") as house:
+        assert "kept" in house.tables()
+        assert "kept" not in house.tables(views=False)
+    ctx.sql("DROP MATERIALIZED VIEW kept", connection=postgres)
+    with pytest.raises(module.TauError) as refused:
+        ctx.sql("SELECT * FROM (VALUES ('a')) AS t(t) WHERE t NOT IN (:keep)", {"keep": ["a"]}, postgres)
+    assert refused.value.hint == "= ANY(:keep); for NOT IN, <> ALL(:keep)"
+
+
+def test_a_connection_that_was_closed_meanwhile_is_opened_again(ctx: Context, postgres: str) -> None:
+    query = "SELECT pg_backend_pid() AS pid"
+    (row,) = ctx.sql(query, connection=postgres)
+    ctx._around.engines, old = {}, ctx._around.engines
+    ctx.sql("SELECT pg_terminate_backend(:pid)", row, postgres)
+    for engine in ctx._around.engines.values():
+        engine.dispose()
+    ctx._around.engines = old
+    assert ctx.sql(query, connection=postgres) != [row]
+
+
+def test_two_loads_that_bring_the_same_new_column_wait_for_each_other(ctx: Context, postgres: str) -> None:
+    ctx.sql("DROP TABLE IF EXISTS grows", connection=postgres)
+    ctx.load(postgres, [{"a": 1}], "grows")
+    place = module.find_place(postgres, "grows", ctx._around, {}, writing=True)
+    begun = threading.Event()
+
+    def second() -> None:
+        begun.wait()
+        ctx.load(postgres, [{"a": 3, "b": 3}], "grows")
+
+    def rows() -> Iterator[Any]:
+        yield module.Rows([{"a": 2, "b": 2}])
+        begun.set()
+        time.sleep(0.3)  # the other waits for what is not committed
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    place.write(rows(), "append", [])
+    thread.join()
+    assert sorted(ctx.extract(postgres, "grows"), key=lambda row: row["a"]) == [
+        *({"a": n, "b": None if n == 1 else n} for n in (1, 2, 3))
+    ]
+    ctx.sql("DROP TABLE grows", connection=postgres)
 
 
 def test_duckdb_says_how_many_rows_a_statement_changed(ctx: Context) -> None:

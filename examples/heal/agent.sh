@@ -3,4 +3,5 @@
 # AGENT is its command line, for example "my-agent --print"; taud must have it in its environment.
 set -eu
 here=$(dirname "$0")
-{ cat "$here/prompt.md"; cat; } | sh -c "$AGENT" | sed '/^```/d'
+answer=$({ cat "$here/prompt.md"; cat; } | sh -c "$AGENT")
+printf '%s\n' "$answer" | sed '/^```/d'
