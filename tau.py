@@ -3985,13 +3985,6 @@ def command(words: list[str]) -> int:
     return exit_of(chosen.name, document)
 
 
-def spoken_there(text: str, asked: Json) -> str:
-    """Has the commands in a text speak to the same daemon, and mean the same namespace, as this one was told to."""
-    flags = [word for name, value in asked.items() if value for word in (f"--{name}", value)]
-    own = "|".join({entry.words.split()[0] for entry in LOCAL_COMMANDS.values()} | {"help"})  # they ask no daemon
-    return re.sub(rf"(^|`)tau (?=[a-z])(?!({own})\b)", lambda match: f"{match[1]}{shell_line('tau', *flags)} ", text)
-
-
 def commands_there(value: Any, asked: Json) -> Any:
     """Does so for all commands in an answer, and leaves alone what is a user's."""
     if isinstance(value, list):
@@ -5371,6 +5364,13 @@ HEAD = ("run_id", "pipeline", "version", "status", "duration_ms", "attempt", "tr
 LAST = ("result", "error", "cut", "next")
 
 
+def spoken_there(text: str, asked: Json) -> str:
+    """Has the commands in a text speak to the same daemon, and mean the same namespace, as this one was told to."""
+    flags = [word for name, value in asked.items() if value for word in (f"--{name}", value)]
+    own = "|".join({entry.words.split()[0] for entry in LOCAL_COMMANDS.values()} | {"help"})  # they ask no daemon
+    return re.sub(rf"(^|`)tau (?=[a-z])(?!({own})\b)", lambda match: f"{match[1]}{shell_line('tau', *flags)} ", text)
+
+
 class Live:
     """Shows a person what goes on: a line for each event, and below them one that is drawn anew until the end."""
 
@@ -5603,13 +5603,13 @@ class Client:
 
         A daemon that demands a certificate and gets none closes the connection, in TLS 1.3 without a word.
         """
-        lost = problem.detail.get("reason") == "lost"
+        reason = problem.detail.get("reason")
         answered = self.channel is not None and self.channel.proven
         self.close()
-        closed = lost and not answered
+        closed = reason == "lost" and not answered
         if closed and Address(self.peer.address).secure and not self.peer.cert_file:
             problem.hint = "the daemon stopped, or demands a certificate: TAU_CERT_FILE, TAU_CERT_KEY_FILE name yours"
-        return answered and lost
+        return answered and reason != "silent"
 
     def ask(self, method: str, params: Json, on_event: Callable[[Json], object] | None = None) -> Json:
         if self.channel is not None and self.channel.spent:
@@ -7459,10 +7459,9 @@ async def resume(call: Call, name: PipelineName | None = None, *, all_: bool = F
 
 async def set_pause(call: Call, name: str | None, everything: bool, healing: bool, reason: str | None) -> Json:
     """Pauses a pipeline, or everything, or the healing, or without a *reason* resumes it."""
+    verb = "tau pause" if reason else "tau resume"
     if [name is not None, everything, healing].count(True) != 1 or name == "":
-        raise BadRequest(
-            "give the name of a pipeline, or --all, or --healing", f"tau {'pause' if reason else 'resume'} NAME"
-        )
+        raise BadRequest("give the name of a pipeline, or --all, or --healing", f"{verb} NAME")
     if healing:
         changed = await call.write(call.store.pause_healing, reason)
     else:
@@ -21778,7 +21777,7 @@ class Table(Place):
         if kind is None or (kind == "duckdb" and re.match(r"$|:memory:|md:", place) and ":///" in self.url):
             return Alchemy(self.url, self.around)
         path = os.path.realpath(place.partition("?")[0] if kind == "duckdb" else place or ".")
-        if os.path.isdir(path) or re.search(":memory:$|[?]", path):
+        if os.path.isdir(path) or re.search(":memory:$" if kind == "duckdb" else r":memory:$|[?]\w+=", place):
             hint = f"{kind}:///shop.db (in ctx.data_dir) or {kind}:////absolute/path.db"
             raise BadRequest(f"'{self.url}' names no file", hint)
         is_there = makes or os.path.exists(path)

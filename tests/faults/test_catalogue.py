@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 
 #: Id | the fault | words of the README, if it says something about it | the tests.
 FAULTS = """
-D1 | killed before a run is committed | an acknowledged run is on the disk
+D1 | killed before a run is committed | An answer is given only when what it says is on the disk
     test_a_fault_at_each_commit_costs_nothing_and_doubles_nothing
 D2 | killed after the commit, before the answer
     test_a_fault_at_each_commit_costs_nothing_and_doubles_nothing test_a_lost_read_is_repeated_and_a_lost_write_is_not
@@ -43,7 +43,7 @@ D12 | killed in a backup, a restore, or while old runs are removed
     test_a_daemon_killed_while_it_removes_goes_on_later
 D13 | killed while it stops
     test_a_daemon_that_dies_while_it_stops_leaves_its_runs_to_the_next
-D14 | the power goes | it ends as `lost`, and is not run again
+D14 | the power goes | it ends as `lost`, and without `retries` is not run again
     test_the_power_goes_before_any_sync test_this_disk_does_lose_what_was_not_synced
 D15 | twenty kills in a row while it starts
     test_deaths_in_a_row_while_starting_change_nothing
@@ -120,7 +120,7 @@ C6 | the data of time zones change | Time zones are read again at the start and 
     test_a_time_zone_that_changes_moves_what_is_due test_a_time_zone_that_the_system_has_lost_stops_nobody_else
 C7 | the clock shows 1970 | A clock that was never set (before 2026) decides nothing
     test_a_clock_that_starts_at_1970_decides_nothing_until_it_is_set test_a_clock_that_was_never_set_decides_nothing
-C8 | a leap second | Leap seconds are not counted
+C8 | a leap second | durations are measured by a clock that nobody sets
     test_a_leap_second_is_nothing_whether_stepped_or_smeared
 C9 | order and durations | durations are measured by a clock that nobody sets
     test_a_clock_that_is_set_back_during_a_run_gives_no_negative_duration test_ids_grow_whatever_the_clock_does
@@ -133,7 +133,7 @@ C12 | the daemon was down over many ticks
     test_a_cap_drops_the_oldest_of_many
 C13 | a schedule changes just before it is due
     test_edits_pauses_and_disabling_move_the_watermark_to_now test_a_tick_that_is_undecided_when_its_schedule_is_edited_is_told
-S1 | the disk is full | Tau keeps no room in reserve
+S1 | the disk is full | Requests are refused as `storage_full`
     test_a_full_disk_loses_nothing_and_recovers_by_itself test_a_full_disk_refuses_and_recovers_by_itself
     test_a_fault_at_each_commit_costs_nothing_and_doubles_nothing test_a_daemon_that_could_not_look_says_so
 S2 | a sync fails | taud ends at once with exit code 1
@@ -144,7 +144,7 @@ S3 | the disk can only be read
 S4 | the database is damaged, or empty | A single flipped byte inside a row is found by nobody
     test_what_cannot_be_used_is_refused_untouched test_what_is_no_database_is_refused
     test_a_large_database_is_not_looked_through_whole
-S5 | the log of the database is gone | Copying `tau.db` alone is no backup
+S5 | the log of the database is gone | Copying `tau.db` alone is none
     test_what_cannot_be_used_is_refused_untouched test_whoever_looks_into_the_store_meanwhile_takes_nothing_away
 S6 | two daemons
     test_a_second_daemon_is_refused_and_told_the_owner test_of_simultaneous_starts_exactly_one_serves
@@ -214,7 +214,7 @@ N8 | odd requests
     test_a_batch_is_answered_as_an_array_without_its_notifications
 N9 | ten thousand requests at once
     test_requests_may_be_pipelined_and_answers_carry_their_id
-N10 | thousands of connections | With a key, 1,024 connections
+N10 | thousands of connections | 1,024 connections with a key
     test_200_idle_connections_disturb_nobody test_where_descriptors_are_few_peers_have_fewer
     test_the_one_who_waits_longest_goes_first
 N11 | no descriptors left
