@@ -2060,6 +2060,10 @@ def bare_url(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
+def is_within(name: str, other: str) -> bool:
+    return f"{name}/".startswith(f"{other.rstrip('/')}/") or fnmatch.fnmatchcase(name, other)
+
+
 #: Scheme of a URL → the port that it means without one.
 PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306, "mssql": 1433, "oracle": 1521, "http": 80, "https": 443}
 #: Schemes of URLs in which what is before the @ is no user, but a part of the place.
@@ -2252,6 +2256,11 @@ def home_words(home: str) -> tuple[str, ...]:
     return () if home == find_home(None) else ("--home", home)
 
 
+def namespace_words(namespace: str | None) -> tuple[str, ...]:
+    """The words of a command that name a namespace, if need be."""
+    return ("--namespace", namespace) if namespace not in (None, "", DEFAULT_NAMESPACE) else ()
+
+
 def user_path(variable: str, usual: str, *below: str) -> str:
     """A path below the directory that *variable* names, else below *usual*; BadRequest if the user has no home."""
     folder = os.environ.get(variable) or os.path.expanduser(usual)
@@ -2345,10 +2354,7 @@ def environment_key(host: str) -> str:
 
 
 def read_key_file(path: str, hint: str) -> str:
-    """The key in a file; Forbidden if everybody can read it."""
-    key = parse_key(read_text(path, hint), path)
-    check_private(path)
-    return key
+    return parse_key(read_text(path, hint), path)
 
 
 def parse_key(text: str, origin: str) -> str:
@@ -3409,11 +3415,10 @@ def read_text(path: str, hint: str, missing: str | None = None) -> str:
     except (OSError, UnicodeDecodeError) as problem:
         if missing is not None and isinstance(problem, (FileNotFoundError, NotADirectoryError)):
             return missing
-        raise cannot_read(path, problem, hint) from None
+        raise cannot_read("stdin" if path == "-" else path, problem, hint) from None
 
 
 def cannot_read(path: str, problem: Exception, hint: str) -> BadRequest:
-    path = "stdin" if path == "-" else path
     return BadRequest(f"cannot read {path}: {getattr(problem, 'strerror', None) or problem}", hint)
 
 
@@ -3936,8 +3941,8 @@ def outcome_of(words: list[str]) -> int:
     try:
         return command(words)
     except SystemExit:
-        return 0  # argparse has printed a page of help
-    except (KeyboardInterrupt, EOFError):
+        return 0  # argparse has printed a page of help, or nobody reads what is followed
+    except KeyboardInterrupt:
         return 130
     except Exception as problem:
         return complain(as_error(problem), words)
@@ -3956,7 +3961,7 @@ def command(words: list[str]) -> int:
         return print_completions(words[1:])
     if (form := output_form(words)) not in ("", "json", "text"):
         raise BadRequest(f"TAU_OUTPUT is '{form}'", "TAU_OUTPUT=json, or TAU_OUTPUT=text")
-    if not words and not sys.stdout.isatty():
+    if not words and not sys.stdout.isatty() and form != "text":
         return print_glance()
     name, options = read_line(words)
     chosen = SHELL_COMMANDS[name]
@@ -4106,8 +4111,9 @@ def ask_for_try(client: Client, name: str, params: Json, view: View) -> Json:
         order = omit(params, ("files", "include", "entry", "times", "allow"))
         deployed = ask_live(own, "deploy", omit(params, (*order, "times", "allow")), view)
         names = [pipeline["name"] for pipeline in deployed["pipelines"]]
-        if params.get("name", names[0]) not in names or ("name" not in params and len(names) > 1):
-            raise BadRequest("which pipeline of the file is meant?", f"--name: one of {', '.join(names)}")
+        own_names = [name.rpartition("/")[2] for name in names]
+        if params.get("name", own_names[0]) not in own_names or ("name" not in params and len(names) > 1):
+            raise BadRequest("which pipeline of the file is meant?", f"--name: one of {', '.join(own_names)}")
         document = ask_for_run(own, "run", {"name": names[0]} | order, view)
         run = {"run_id": document["run_id"]}
         if document.get("waited") is False:
@@ -4123,6 +4129,7 @@ def next_of_try(document: Json, params: Json) -> Json:
     if document["status"] != "success":
         return document | {"next": [shell_line("tau", *sys.argv[1:])]}
     given = {"files": params["files"][0]["from"], "verify": params.get("like"), "take_over": "like" in params}
+    given["allow"] = params.get("allow")
     which = document.get("pipeline") if "like" in params else None
     given |= {"entry": params.get("entry"), "name": params.get("name", which)}
     include = dict.fromkeys(file["from"] for file in params.get("include", ()))
@@ -4188,7 +4195,10 @@ def ask_for_secret(client: Client, name: str, params: Json, view: View) -> Json:
     if params.get("value", "-") != "-":
         hint = f"`{shell_line('tau', 'secret', 'set', params['name'])}` reads it"
         raise BadRequest("a secret's value comes from stdin: others can see the words of a command line", hint)
-    value = getpass.getpass("Value: ") if os.isatty(0) else read_text("-", "send text").removesuffix("\n")
+    try:
+        value = getpass.getpass("Value: ") if os.isatty(0) else read_text("-", "send text").removesuffix("\n")
+    except EOFError:  # Ctrl-D
+        raise KeyboardInterrupt from None
     return client.call(name, params | {"value": value})
 
 
@@ -4202,8 +4212,7 @@ def ask_for_code(client: Client, name: str, params: Json, view: View) -> Json:
     changes = write_files(folder, files, "force" in params)
     words = [file_word(os.path.join(folder, entry))] if len(files) == 1 else [file_word(folder), "--entry", entry]
     namespace, _, own = params["name"].rpartition("/")
-    where = ["--namespace", namespace] if namespace else []
-    deploy = shell_line("tau", "deploy", *words, "--name", own, "--take-over", *where)
+    deploy = shell_line("tau", "deploy", *words, "--name", own, "--take-over", *namespace_words(namespace))
     return {"version": document.get("version"), **changes, "next": [deploy]}
 
 
@@ -4385,7 +4394,7 @@ def read_line(words: Sequence[str]) -> tuple[str, Json]:
     if len(others) <= len(places) and not any(word.startswith("-") for word in others):
         # Without options there is no need for argparse, whose import takes as long as the answer.
         return name, dict(zip(places, others))  # noqa: B905 (some may be left out)
-    return name, vars(parser_of(name).parse_args(others))
+    return name, vars(parser_of(name).parse_intermixed_args(others))
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:
@@ -4455,12 +4464,11 @@ METAVARS |= {"Duration": "DURATION", "Size": "SIZE"}
 
 
 def read_value(argument: Argument, value: Any, options: Json) -> Any:
+    main = options.get("files", "")
     if argument.kind == "list[Json]":
         paths = [value] if isinstance(value, str) else value
-        return [
-            file for path in paths for file in read_files(path, options.get("files", ""), options.get("include", ()))
-        ]
-    if argument.name == "entry" and os.path.exists(place := os.path.join(main := options.get("files", ""), value)):
+        return [file for path in paths for file in read_files(path, main, options.get("include", ()))]
+    if argument.name == "entry" and os.path.exists(place := os.path.join(main, value)):
         return os.path.relpath(place, root_of(main))
     if argument.kind == "Json":
         return read_object(value, argument.flags[0])
@@ -4986,7 +4994,7 @@ class Patient:
         path = self.database
         if not os.path.exists(path):
             return f"there is no {path} yet"
-        if self.is_visitor:
+        if self.is_visitor and not os.access(path, os.R_OK):
             return f"{path} is for its daemon to read"
         try:
             with contextlib.closing(read_only(path)) as db:
@@ -5929,8 +5937,9 @@ class ThrowAway(Client):
 
     def __enter__(self) -> ThrowAway:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGHUP):  # tidied up as after Ctrl-C
-                signal.signal(number, signal.default_int_handler)
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) is signal.SIG_DFL:
+                    signal.signal(number, signal.default_int_handler)  # it is tidied up as after Ctrl-C
         usual = self.usual.home
         try:
             is_ours = not os.path.exists(usual) or os.stat(usual).st_uid == os.geteuid()
@@ -5942,12 +5951,9 @@ class ThrowAway(Client):
             self.start()
             self.enter_namespace()
         except BaseException:
-            self.end()
+            self.__exit__()
             raise
         return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.end()
 
     def enter_namespace(self) -> None:
         """Makes the namespace that is meant, with what it may have if the usual daemon tells."""
@@ -5959,7 +5965,7 @@ class ThrowAway(Client):
             self.call("namespace_create", {"name": own} | allowed)
         self.peer.namespace = own
 
-    def end(self) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()  # it may be in the middle of an answer
         self.peer.namespace = ""
         try:
@@ -6407,7 +6413,7 @@ def describe_ended(call: Call, run_id: str) -> Json:
     return {"run_id": run_id, "status": status, "waited": False, "next": commands}
 
 
-@mark(added=(FIELDS, REASON))
+@mark(sifts=True, added=(FIELDS, REASON))
 @writes
 async def try_(
     call: Call,
@@ -7640,16 +7646,17 @@ def secret_list(call: Call) -> Json:
         if by := caller.sift(row["pipelines"]):
             add(row["namespace"], row["secrets"], by)
     if not caller.is_limited:
-        urls = {f"connection {name}": table["url"] for name, table in settings["connections"].items()}
         for name, table in settings["notify"].items():
             key = table.get("secret", SIGNING_KEY)
-            urls[f"notify {name}"] = table.get("url", "") + f"${{{key}}}" * (not key.startswith(SIGNING_KEY))
-        for user, url in urls.items():
-            add(DEFAULT_NAMESPACE, dict.fromkeys(re.findall(SECRET_IN_URL, url), True), [user])
+            url = table.get("url", "") + f"${{{key}}}" * (not key.startswith(SIGNING_KEY))
+            add(DEFAULT_NAMESPACE, dict.fromkeys(re.findall(SECRET_IN_URL, url), True), [f"notify {name}"])
     secrets: list[Json] = []
     for namespace in call.ask.namespaces(caller.namespace):
-        folder, environ = Room(call.store, f"{namespace}/").secrets
+        room = Room(call.store, f"{namespace}/")
+        folder, environ = room.secrets
         if not caller.patterns:
+            for name, table in room.connections.items():
+                add(namespace, dict.fromkeys(re.findall(SECRET_IN_URL, table["url"]), True), [f"connection {name}"])
             add(namespace, dict.fromkeys(secrets_below(folder), False), [])
         for name, place in places_of(needed[namespace], folder, environ).items():
             about = {"name": name, "found": place, "used_by": sorted(users[namespace, name]), "namespace": namespace}
@@ -7832,7 +7839,7 @@ SPARED: dict[str, Json] = {
     "secret_set": {"value": ""},
     "key_create": {"name": "key"},
     "secret_remove": {"name": "+"},
-    **{name: {} for name in ("notify_test", "notify_retry")},
+    **{name: {} for name in ("notify_test", "notify_retry", "try")},
 }
 CHAINED, NOT_TOLD = "from tau import pipeline\n@pipeline(after=[{}])\ndef audit(ctx): ...\n", "refused: "
 WOULD_WRITE = "it would write: "
@@ -10693,8 +10700,7 @@ class Recipient:
 
     def news(self, ask: Questions, since: int, limit: int) -> Json:
         """Returns the first events after *since* that are for it; those of `tau doctor` alarm nobody."""
-        news = ask.events(since, limit, self.caller.among(ask), self.types, None)
-        return news | {"events": [event for event in news["events"] if not is_canary(event["pipeline"] or "")]}
+        return ask.events(since, limit, self.caller.among(ask), self.types, None, canary=False)
 
 
 class Outbox:
@@ -10893,7 +10899,7 @@ def chat_text(event: Json) -> str:
     error = data if "message" in data else data.get("error") or {"message": data.get("reason") or data.get("bound")}
     what = f"run {data['status']}" if event["type"] == "run.finished" else event["type"].replace(".", " ")
     lines = [f"{name or 'Tau'}: {what} at {event['at']}"]
-    if error["message"]:
+    if error.get("message"):
         place = f"in step {error['step']}" if error.get("step") else ""
         about = " ".join(filter(None, (error.get("type"), place)))
         lines.append(": ".join(filter(None, (about, error["message"]))))
@@ -11269,8 +11275,11 @@ class Case:
         failed, directory = self.error["step"], os.path.join(data_directory(self.call.daemon.home, self.name), "")
         uses = [(step["path"] == failed, use) for step in self.steps for use in step["places"] or () if use["place"]]
         for _, use in sorted(uses, key=operator.itemgetter(0))[-1:]:
-            words = [use["place"].removeprefix(directory), *filter(None, [use["resource"]])]
-            inside = ["--in", self.name] if words[0] != use["place"] else []
+            rows = Room(self.call.store, self.name).connections  # whose URLs have the user
+            named = {place_name(row["url"], directory): name for name, row in rows.items()}
+            place = named.get(use["place"], use["place"].removeprefix(directory))
+            words = [place, *filter(None, [use["resource"]])]
+            inside = ["--in", self.name] if place != use["place"] else []
             if all(word.isprintable() and not word.startswith("-") for word in words):  # the run has said them
                 yield ["peek", *words, *inside, "--profile", "--limit", 3]
 
@@ -11307,7 +11316,10 @@ def compare_runs(call: Call, before: str, now: str) -> Json:
         versions = compare_versions(call, new["pipeline"], old["version"], new["version"])
         changed |= omit(versions, ("from", "to", "params", "secrets"))
     circumstances = ("packages", "variables", "python", "daemon_started_at") if old["python"] and new["python"] else ()
-    given = [pick(side, "params", "secrets", *circumstances) for side in (old, new)]
+    asked = [*((old["secrets"] or {}).keys() & (new["secrets"] or {}).keys())]  # another failed before it asked
+    given = [
+        pick(side, "params", *circumstances) | {"secrets": pick(side["secrets"] or {}, *asked)} for side in (old, new)
+    ]
     for key, sides in changed_items(*given).items():
         changed[key] = changed_items(*sides) if isinstance(sides[0], dict) else sides
     pairs = {path: (old["steps"][path], step) for path, step in new["steps"].items() if path in old["steps"]}
@@ -11497,7 +11509,10 @@ class Caller:
         self.check_time()
         if SCOPES.index(chosen.scope) > SCOPES.index(self.scope):
             message = f"'{chosen.name}' needs a key of scope {chosen.scope}; '{self.name}' has {self.scope}"
-            raise Forbidden(message, f"tau key create NAME --scope {chosen.scope}" if chosen.sifts else DAEMON_HINT)
+            create = shell_line(
+                "tau", "key", "create", "NAME", "--scope", chosen.scope, *namespace_words(self.namespace)
+            )
+            raise Forbidden(message, create if chosen.sifts else DAEMON_HINT)
 
     def check_time(self) -> None:
         """Raises Forbidden once the key has expired or was revoked."""
@@ -11600,6 +11615,7 @@ def configured_keys(settings: Json) -> list[bytes]:
     keys = [settings["api_key"]]
     if path := settings["api_key_file"]:
         keys.append(read_key_file(path, "see [auth] in the configuration"))
+        check_private(path)
     for key in filter(None, keys):
         if len(key) < KEY_CHARACTERS_MIN:
             hint = 'python3 -c "import secrets; print(secrets.token_urlsafe(32))" makes one'
@@ -11698,7 +11714,8 @@ def check_peek(call: Call, place: str, resource: str | None, directory: str) -> 
     names = [place_name(each, directory) for each in (place, inside)]
     pipelines = call.ask.values("SELECT DISTINCT pipeline FROM lineage WHERE place IN (?, ?)", *names)
     connections = Room(call.store, f"{caller.home}/").connections
-    if place not in connections and not caller.sift(pipelines):
+    is_own = directory and is_within(names[1], directory)  # of a pipeline that the caller sees
+    if place not in connections and not is_own and not caller.sift(pipelines):
         hint = "choose a connection of tau.toml, or a place that `tau lineage` lists; others need a key of scope admin"
         raise Forbidden(f"'{caller.name}' may not look at {names[0]}", hint)
 
@@ -11889,7 +11906,8 @@ class Deployment:
             name, old, new = row["pipeline"], row["origin"], next(iter(self.origin), "")
             looked = row["entry"] in self.entries or row["entry"] not in self.sources
             is_other = not new or os.path.commonpath((old, new)) not in (old, new)
-            is_other |= os.path.basename(row["entry"]) not in map(os.path.basename, self.entries)
+            if old != new or row["entry"] in self.sources:  # else it may be the file's new name
+                is_other |= os.path.basename(row["entry"]) not in map(os.path.basename, self.entries)
             if name in names and is_other and (row["sha256"] != self.digest or row["entry"] not in self.entries):
                 previously[name] = old
             elif old == new and looked and name not in names and row["function"] not in self.functions:
@@ -12266,7 +12284,8 @@ class Facts:
             fields = [getattr(node, name, None) for name in ("value", "iter", "context_expr")]
             single = [getattr(node, name, None) for name in ("target", "optional_vars")]
             targets = [*getattr(node, "targets", ()), *filter(None, single)]
-            names = {word_of(part) for target in targets for part in ast.walk(target)}
+            words = [{word_of(part) for part in ast.walk(target)} for target in targets]
+            names = set[str]().union(*(some for some in words if "ctx" not in some))  # ctx.state is for the next run
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 names = {(alias.asname or alias.name).split(".")[0] for alias in node.names}
             elif type(node).__name__ in FUNCTIONS:
@@ -12730,7 +12749,8 @@ class Scheduler:
         if passed - elapsed < -STEP_S:
             self.agenda.step_back(int(before + elapsed), int(now))
         elif passed - elapsed > STEP_S:
-            self.store.shift_waiting(int(passed - elapsed))
+            if before >= CLOCK_MIN:  # else what waits has its times from before the machine was off
+                self.store.shift_waiting(int(passed - elapsed))
             self.agenda.note_gap("clock_set_forward", before, now)
         elif elapsed - awake > STEP_S:
             self.agenda.note_gap("suspended", before, now)
@@ -13942,7 +13962,7 @@ class Agenda:
         if times is None:
             self.sql.set("schedules", key, next_at=None, due_at=None, held="invalid")
             return []
-        plan = due(row, times, now, self.sql.unfinished_ticks(name), gaps)
+        plan = due(row, times, now, self.sql.unfinished_ticks(name, row["watermark_at"]), gaps)
         stops = [run_id for run_id in plan.cancel if self.make_room(run_id)]
         earlier = None
         for decision in plan.decisions:
@@ -14111,7 +14131,7 @@ class Agenda:
             self.sql.set("chains", {"pipeline": name}, run_id=None)
             row = self.sql.schedule(name)
             data: Json = {"reason": row["held"] or "paused", "upstream": succeeded}
-            if row["held"] is None and not self.sql.pause(""):
+            if row["held"] in (None, "invalid") and not self.sql.pause(""):
                 try:
                     params = row["options"]["params"]
                     self.store.add_run(name, params, None, "chain", "scheduler", upstream=succeeded)
@@ -14196,7 +14216,7 @@ class Agenda:
 
 def undecided(row: Json, now: int) -> int:
     """Returns after what instant the next tick of a schedule is: jitter may delay one that has been."""
-    return min(now, instant_of(row["next_at"]) - 1) if row["due_at"] else now
+    return min(now, instant_of(row["next_at"]) - 1) if row["due_at"] and instant_of(row["due_at"]) > now else now
 
 
 def retimed(command: Json, timing: Json) -> Json:
@@ -15162,7 +15182,8 @@ class Store:
         before = self.sql.incident_of(name, mark) or {"status": "", "count": 0, "versions": [], "first_at": now}
         row = {"incident": INCIDENT + fingerprint(name, mark), "pipeline": name, "fingerprint": mark, **before}
         row |= {key: error[key] and cut_text(error[key], 300) for key in ("step", "type", "message")}
-        row |= {"status": "open", "count": before["count"] + 1, "closed_at": None, "last_at": now}
+        row |= {"status": "open", "count": before["count"] + 1, "last_at": now}
+        row |= dict.fromkeys(("closed_at", "fixed_by", "fixed_run"))
         versions = [*(number for number in before["versions"] if number != version), version]
         row |= {"versions": versions[-VERSIONS_TOLD:], "last_run": run["run_id"]}
         self.sql.put("incidents", row, clash="REPLACE")
@@ -15179,7 +15200,8 @@ class Store:
 
     def reopen(self, incident: Json, run: Json) -> None:
         """Opens an incident again, because the version that fixed it is no longer live; *run* says why."""
-        self.sql.set("incidents", pick(incident, "incident"), status="open", closed_at=None)
+        fresh = dict.fromkeys(("closed_at", "fixed_by", "fixed_run"))
+        self.sql.set("incidents", pick(incident, "incident"), status="open", **fresh)
         self.incident_event("reopened", incident, run)
 
     def incident_event(self, what: str, incident: Json, run: Json) -> None:
@@ -15269,9 +15291,14 @@ class Store:
     def add_proof(self, deployed: list[Json], proof: Json | None, probation: int | None) -> None:
         """Saves what has proven versions before they were live, and on how many runs they are on probation."""
         for row in deployed:
-            columns = without_empty({"proof": proof, "probation": probation})
+            version = {"pipeline": row["name"], "version": row["version"]}
+            if row["changed"]:
+                columns = without_empty({"proof": proof, "probation": probation})
+            else:  # it may have stood the test long ago
+                counts = "SELECT 1 FROM versions WHERE pipeline = ? AND version = ? AND probation IS NOT NULL"
+                columns = {"probation": probation} if probation and self.sql.row(counts, *version.values()) else {}
             if columns:
-                self.sql.set("versions", {"pipeline": row["name"], "version": row["version"]}, **columns)
+                self.sql.set("versions", version, **columns)
 
     def add_sources(self, digest: str, sources: Sources) -> None:
         rows = [{"sha256": digest, "path": path, "content": content} for path, content in sources.items()]
@@ -15477,9 +15504,13 @@ class Store:
         """Adds to a state the files that runs beside this one have read."""
         later = "SELECT state FROM states WHERE pipeline = ? AND updated_at > ?"
         beside = (self.sql.row(later, run["pipeline"], run["started_at"]) or {"state": {}})["state"].get("files_read")
-        if not isinstance(beside, dict) or not isinstance(own := state.get("files_read"), dict):
+        own = state.get("files_read")
+        if not isinstance(beside, dict) or not isinstance(own, dict):
             return state
-        return state | {"files_read": beside | {at: sorted({*marks, *beside.get(at, ())}) for at, marks in own.items()}}
+        lists = {at: (marks, beside.get(at, [])) for at, marks in (beside | own).items()}
+        if any(not isinstance(it, list) or {*map(type, it)} - {str} for pair in lists.values() for it in pair):
+            return state  # a word of the author's own
+        return state | {"files_read": {at: sorted({*marks, *more}) for at, (marks, more) in lists.items()}}
 
     def note_key_use(self, name: str) -> None:
         self.sql.set("keys", {"name": name}, used_at=self.now())
@@ -16337,10 +16368,19 @@ class Questions(Sql):
     def last_event(self) -> int:
         return int(self.value("SELECT coalesce(max(seq), 0) FROM events"))
 
-    def events(self, since: int | None, limit: int, among: Among, types: list[str], pipeline: str | None) -> Json:
+    def events(
+        self, since: int | None, limit: int, among: Among, types: list[str], pipeline: str | None, canary: bool = True
+    ) -> Json:
         """Returns the first events after *since*, or the last ones, and whether some are deleted."""
         last = self.last_event()  # later ones are for the next question
-        conditions = {"seq <= ?": last, "seq > ?": since, f"({AMONG} OR {OF_ALL})": among, "pipeline = ?": pipeline}
+        conditions: Json = {
+            "seq <= ?": last,
+            "seq > ?": since,
+            f"({AMONG} OR {OF_ALL})": among,
+            "pipeline = ?": pipeline,
+        }
+        if not canary:
+            conditions[f"coalesce(pipeline, '') NOT LIKE '%{CANARY}'"] = ()
         condition, values = where({**conditions, f"{FULL_TYPE} IN (SELECT value FROM json_each(?))": types})
         some = f"SELECT {EVENT_COLUMNS} FROM events{condition} ORDER BY seq"
         if since is None:
@@ -16445,12 +16485,13 @@ class Questions(Sql):
         )
         return bool(failures == times)
 
-    def unfinished_ticks(self, name: str) -> list[str]:
-        """Returns the runs of a schedule's ticks that have not ended, oldest first."""
+    def unfinished_ticks(self, name: str, until: str = "~") -> list[str]:
+        """Returns the runs of a schedule's ticks up to an instant that have not ended, oldest first."""
         return self.values(
-            "SELECT run_id FROM runs INDEXED BY runs_by_status WHERE pipeline = ?"
-            " AND status IN ('queued', 'running', 'retrying') AND trigger IN ('schedule', 'catchup') ORDER BY run_id",
+            "SELECT run_id FROM runs INDEXED BY runs_by_status WHERE pipeline = ? AND status IN ('queued', 'running',"
+            " 'retrying') AND trigger IN ('schedule', 'catchup') AND scheduled_for <= ? ORDER BY run_id",
             name,
+            until,
         )
 
     def live_runs(self, name: str) -> int:
@@ -19538,8 +19579,8 @@ def changed_state(context: PipelineContext) -> Json:
     is_large = len(encode(own)) > STATE_BYTES_MAX or len(encode(state)) > 4 * STATE_BYTES_MAX
     if not isinstance(state, dict) or is_large:
         raise BadResult(f"ctx.state must be an object of at most {STATE_BYTES_MAX:,} bytes")
-    if SECRETS.document(state) != state:  # it would come back with *** in it
-        raise BadResult("ctx.state holds a secret, which ctx.secret gives to each run")
+    if held := [key for key in own if SECRETS.document({key: own[key]}) != {key: own[key]}]:  # *** would come back
+        raise BadResult(f"ctx.state[{safe_repr(held[0])}] holds a secret, which ctx.secret gives to each run")
     return {"state": state}
 
 
@@ -20900,6 +20941,7 @@ class LocalFile(Place):
                 raise SourceError(wrong, "move those that were read to another folder")
             places = self.around.context.state.setdefault("files_read", {})  # → fingerprints of path, size and time
             pattern = self.around.real(self.path)
+            pattern = fingerprint(pattern) if SECRETS.text(pattern) != pattern else pattern
             places[pattern] = read = sorted({*marks.values()} & {*places.get(pattern, ())})
         known = {*read}
         for path, mark in marks.items():
@@ -21256,10 +21298,6 @@ def resolved(name: str) -> str:
     is_server = parts.scheme in ("mysql", "mariadb", "mssql", "oracle")
     inside = "" if is_server else os.path.normpath(urllib.parse.unquote(parts.path) or "/")
     return f"//{address_of(parts.hostname or '')}:{parts.port or PORTS.get(parts.scheme)}{inside}"
-
-
-def is_within(name: str, other: str) -> bool:
-    return f"{name}/".startswith(f"{other.rstrip('/')}/") or fnmatch.fnmatchcase(name, other)
 
 
 @functools.cache
@@ -21774,14 +21812,15 @@ class Table(Place):
         """
         kind = next((it for it in ("sqlite", "duckdb") if re.match(f"{it}[+:]", self.url)), None)
         place = self.url.partition(":///")[2]
-        if kind is None or (kind == "duckdb" and re.match(r"$|:memory:|md:", place) and ":///" in self.url):
+        if kind is None or re.match(r"duckdb(\+\w+)?://(/?$|/:memory:|/[a-z]\w+:)", self.url):
             return Alchemy(self.url, self.around)
         path = os.path.realpath(place.partition("?")[0] if kind == "duckdb" else place or ".")
         if os.path.isdir(path) or re.search(":memory:$" if kind == "duckdb" else r":memory:$|[?]\w+=", place):
             hint = f"{kind}:///shop.db (in ctx.data_dir) or {kind}:////absolute/path.db"
             raise BadRequest(f"'{self.url}' names no file", hint)
         is_there = makes or os.path.exists(path)
-        if not is_there and begin:
+        over_files = kind == "duckdb" and re.match(QUERY, self.resource or "")
+        if not is_there and begin and not over_files:
             hint = path_hint(path, self.around.attempt.job.get("folder"))
             raise SourceError(f"there is no database {path}", hint)
         if makes:
@@ -21863,12 +21902,16 @@ READ_OR_WRITTEN = (
 def tables_in(query: str) -> list[tuple[str, str]]:
     """Returns the tables that SQL reads or writes, as far as words such as FROM and INTO tell."""
     text = re.sub(NO_TABLES, " ", query)
-    named = rf"({SQL_NAME})\s*(?:\([^()]*\)\s*)?\bas\s+(?:not\s+)?(?:materialized\s+)?\("
+    named = (
+        rf"(?:\b(?:with|recursive)\s+|,\s*)({SQL_NAME})\s*(?:\([^()]*\)\s*)?\bas\s+(?:not\s+)?(?:materialized\s+)?\("
+    )
+    takes = re.match(r"(?is)\s*(with\b.*)?\b(delete|merge)\b", text)  # what USING names
     own = {name.lower() for name in re.findall(named, text, re.IGNORECASE)}
     uses = []
     for word, tables, call in re.findall(READ_OR_WRITTEN, text):
         how = "reads" if word.lower() in ("from", "join", "using") else "writes"
-        for table in () if call and how == "reads" else re.findall(rf"(?:^|,)\s*({SQL_TABLE})", tables):
+        is_none = (call and how == "reads") or (word.lower() == "using" and takes is None)
+        for table in () if is_none else re.findall(rf"(?:^|,)\s*({SQL_TABLE})", tables):
             if table.lower() not in own | {"set", "select", "lateral"}:
                 uses.append((how, re.sub(r"[\"`[\]]|\s*(\.)\s*", r"\1", table)))
     return [*dict.fromkeys(uses)][:50]
@@ -22058,6 +22101,7 @@ class Warehouse:
     connection: Any = None
     statement = ""  # the latest
     refused = 0  # the number of the row that it did not take, if that is known
+    raised: Sequence[BaseException] = ()  # by a signal's handler, in the midst of a statement
     execute: Callable[..., Batches | int]  # a query → its rows, all in one batch without a size; else how many changed
     only_looks = False  # whether it must change nothing
     mark, place = "?", "sqlite"  # the n-th value of a statement, and what makes it of a cell
@@ -22069,6 +22113,8 @@ class Warehouse:
                 end()
             except self.errors as late:
                 problem = problem or late
+            if self.raised:
+                raise self.raised[0]
             if isinstance(problem, self.errors):
                 raise self.failure(problem) from problem
 
@@ -22079,7 +22125,7 @@ class Warehouse:
     def failure(self, problem: BaseException, table: str = "", where: str = "") -> SourceError:
         """What is raised for a statement that failed: it names the keys of its table, if they may be why."""
         text, facts = cause_text(problem), {"statement": clip(self.statement, 500), "table": table}
-        hint = self.hint(text)
+        hint = self.hint(re.sub(r" LINE \d+: .*", "", text))  # after that is the user's own SQL
         with contextlib.suppress(Exception):  # a database that is gone, or does not tell
             named = re.search(r"constraint failed: (\w+)\.", text)
             table = table or (named[1] if named else problem.orig.diag.table_name)  # type: ignore[attr-defined]
@@ -22176,7 +22222,7 @@ class Warehouse:
 
     def check_lists(self, query: str, params: Mapping[str, Any]) -> None:
         """Raises BadRequest for a list as the one value of IN: PostgreSQL would make a text of it and find nothing."""
-        for name, value in params.items():
+        for name, value in params.items() if self.dialect in ("sqlite", *LOOKING) else ():
             if isinstance(value, (list, tuple, set)) and re.search(rf"(?i)\bin\s*\(\s*:{name}\s*\)", query):
                 hint = f"= ANY(:{name}); for NOT IN, <> ALL(:{name})"
                 hint = f"IN (SELECT value FROM json_each(:{name}))" if self.dialect == "sqlite" else hint
@@ -22187,6 +22233,16 @@ class Warehouse:
         if isinstance(answer, int):
             raise BadRequest(f"this must be a query: {brief(query)}", "SELECT …; ctx.sql(…) executes statements")
         return answer
+
+
+def listening(raised: list[BaseException]) -> Iterator[int]:
+    """Lets signals end a statement of SQLite, which would forget what their handler has raised."""
+    while True:
+        try:
+            yield 0
+        except BaseException as problem:
+            raised.append(problem)
+            yield 1
 
 
 class SQLite(Warehouse):
@@ -22222,7 +22278,8 @@ class SQLite(Warehouse):
         made = sqlite3.connect(
             self.path, timeout=60.0, isolation_level=None, check_same_thread=False, detect_types=self.types_read
         )
-        made.set_progress_handler(lambda: None, 1_000_000)  # lets signals, such as an Alarm's, end a statement
+        self.raised = raised = list[BaseException]()
+        made.set_progress_handler(listening(raised).__next__, 1_000_000)
         return made
 
     def __enter__(self) -> SQLite:
@@ -22340,6 +22397,13 @@ class SqlStep(SQLite):
         return did_you_mean(problem.rpartition(": ")[2], self.columns, known)
 
 
+def end_with_client(connection: Any, record: object) -> None:
+    """Has a PostgreSQL, from version 14 on, end what it executes once this process is gone."""
+    setting = "SELECT set_config(name, '1s', false) FROM pg_settings WHERE name = 'client_connection_check_interval'"
+    connection.cursor().execute(setting)
+    connection.commit()
+
+
 class Alchemy(Warehouse):
     """A connection through SQLAlchemy."""
 
@@ -22360,9 +22424,13 @@ class Alchemy(Warehouse):
         if options and scheme == "duckdb":
             options["connect_args"] = {"read_only": True, "config": {"threads": 1}}
         try:
-            return self.alchemy.create_engine(
-                f"{'+'.join([scheme, *drivers[:1]])}://{address}", pool_pre_ping=True, **options
+            pings = scheme in ("postgresql", "mysql", "mariadb")  # a service may ask money for it
+            made = self.alchemy.create_engine(
+                f"{'+'.join([scheme, *drivers[:1]])}://{address}", pool_pre_ping=pings, **options
             )
+            if made.dialect.name == "postgresql":
+                self.alchemy.event.listen(made, "connect", end_with_client)
+            return made
         except ImportError as problem:
             hint = install_hint(str(problem.name))
             raise MissingExtra(f"{scheme} needs {problem.name}, which is not installed", hint) from None
@@ -22505,8 +22573,11 @@ class Alchemy(Warehouse):
                 self.connection.exec_driver_sql("SET LOCAL lock_timeout = '1min'")
         text = self.alchemy.text(query).execution_options(stream_results=batch_rows is not None)
         done = self.connection.execute(text, params)
-        writes = re.match(QUERY, query) is None or any(how == "writes" for how, _ in tables_in(query))
-        if self.dialect == "duckdb" and [*done.keys()] == ["Count"] and writes:
+        if (
+            self.dialect == "duckdb"
+            and [*done.keys()] == ["Count"]
+            and (re.match(QUERY, query) is None or any(how == "writes" for how, _ in tables_in(query)))
+        ):
             return sum(int(row[0]) for row in done)
         return rows_of([*done.keys()], done, batch_rows) if done.returns_rows else int(done.rowcount)
 
@@ -24214,11 +24285,7 @@ class Step:
         else:
             Step.of_generators.remove(self)
             self.generator = None
-        late = type(self.limit) is Alarm and self.limit.rang and not isinstance(exception[1], StepTimeout)
-        problem = self.too_late() if late and exception[1] is not None else exception[1]  # a library has its own error
-        self.finish(problem, took)
-        if problem is not exception[1]:
-            raise problem from exception[1]
+        self.finish(exception[1], took)
 
     async def __aenter__(self) -> Step:
         if self.timeout is not None:
@@ -24308,10 +24375,7 @@ class Alarm:
         if threading.current_thread() is not threading.main_thread():
             raise BadRequest("a step's timeout works in the main thread only", "use `async with` and await")
 
-        self.rang = False
-
         def ring(number: int, frame: FrameType | None) -> None:
-            self.rang = True
             raise make_error()
 
         self.began, self.left = monotonic(), signal.getitimer(signal.ITIMER_REAL)[0]

@@ -331,6 +331,46 @@ def test_a_step_ends_a_query_of_sqlite(tau: Tau) -> None:
     assert run["error"]["type"] == "StepTimeout"
 
 
+HANDLED = {"sys.exit(0)": ("success", None), "raise KeyError('own') from None": ("failed", "KeyError")}
+
+
+@pytest.mark.parametrize("line", HANDLED)
+def test_what_a_pipeline_makes_of_a_late_step_is_its_own(tau: Tau, line: str) -> None:
+    tau.deploy_it(
+        f"""
+        import sys, time
+        from tau import StepTimeout
+        def it(ctx):
+            with ctx.step("slow", timeout=0.05):
+                try:
+                    time.sleep(60)
+                except StepTimeout:
+                    {line}
+        """
+    )
+    run = tau.command("run", "it").json
+    assert (run["status"], run["error"] and run["error"]["type"]) == HANDLED[line]
+
+
+def test_a_cancelled_query_of_sqlite_is_not_asked_again(tau: Tau) -> None:
+    tau.deploy_it(
+        """
+        def it(ctx):
+            for attempt in range(9):
+                try:
+                    ctx.log(f"try {attempt}")
+                    ctx.sql("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n",
+                            connection="sqlite:///new.db")
+                except Exception as problem:
+                    ctx.log(str(problem))
+        """
+    )
+    run_id = tau("run", "it", "--detach")["run_id"]
+    eventually(lambda: tau.call("logs", run_id=run_id)["lines"])
+    tau("cancel", run_id)
+    assert [line["message"] for line in tau.call("logs", run_id=run_id)["lines"]] == ["try 0"]
+
+
 def test_memos_of_other_arguments_are_others() -> None:
     @module.pipeline
     def it(ctx: module.PipelineContext) -> list[int]:

@@ -242,6 +242,10 @@ def test_another_file_of_a_deployed_folder_is_another_file(tau: Tau) -> None:
     assert tau("run", "filed")["result"] == "main.py"
     tau("deploy", folder, "--entry", "other.py", "--take-over")
     assert tau("run", "filed")["result"] == "other.py"
+    for name in ("main.py", "archive/old.py"):
+        (folder / name).unlink()
+    (folder / "other.py").rename(folder / "new.py")
+    tau("deploy", folder)
 
 
 def test_a_file_and_the_folder_that_it_is_in_are_no_strangers(tau: Tau) -> None:

@@ -87,17 +87,6 @@ def test_a_change_of_an_environment_keeps_its_key(home: Tau) -> None:
     assert KEY not in (home.work / ".config/tau/environments.toml").read_text()
 
 
-def test_a_key_file_that_everybody_can_read_is_refused(home: Tau) -> None:
-    path = home.work / "key"
-    path.write_text(KEY)
-    for above in (path, *path.parents):
-        if above == home.work.parent.parent:
-            break
-        above.chmod(0o755)
-    refused = home("status", TAU_HOST="tcp://127.0.0.1:9", TAU_API_KEY_FILE=str(path), exit=4)
-    assert "everybody can read" in refused["message"] or not path.stat().st_mode & 0o004
-
-
 CONTRADICTIONS = [
     ("--host", "tcp://x:1", "--env", "far"),
     ("--env", "far", "--home", "/h"),

@@ -557,6 +557,29 @@ def test_files_that_a_run_beside_has_read_are_not_new(tau: Tau) -> None:
     assert tau.call("run", name="it", wait=True)["result"] == []
 
 
+def test_a_state_of_the_author_s_own_shape_is_kept(tau: Tau) -> None:
+    tau.deploy_it(
+        """
+        import os, time
+        def it(ctx, wait=False):
+            ctx.state["files_read"] = {"x": 5, "y": ["a", 1]}
+            ctx.state["by"] = ctx.run_id
+            open("waits", "w").close()
+            while wait and not os.path.exists("go"):
+                time.sleep(0.01)
+        """
+    )
+    folder = tau.home / "data" / "it"
+    slow = tau.call("run", name="it", params={"wait": True}, wait=False)["run_id"]
+    eventually((folder / "waits").exists)
+    tau("run", "it")
+    (folder / "go").touch()
+    assert tau("wait", slow)["status"] == "success"
+    assert tau("state", "it")["state"]["by"] == slow
+    (folder / "go").unlink()
+    tau("state", "it", "--clear")
+
+
 def test_a_stream_that_is_left_has_read_what_was_read_to_its_end(ctx: Context) -> None:
     in_folder("a.csv", "b.csv", "c.csv")
     for batch in ctx.extract("in", new_only=True, stream=True):

@@ -104,6 +104,13 @@ def test_the_same_deployment_again_leaves_or_renews_probation(fresh: Tau) -> Non
     assert live(fresh) == 1
 
 
+def test_what_has_stood_the_test_is_not_on_probation_again(fresh: Tau) -> None:
+    begin(fresh)
+    assert fresh.deploy(NEW, "tried.py", "--probation", "2")["changed"] is False
+    ends(fresh, "sun")
+    assert live(fresh) == 2
+
+
 def test_a_run_that_never_began_says_nothing_of_a_version(home: Tau) -> None:
     (home.home / "tau.toml").write_text("[scheduler]\nmax_concurrent = 1\n")
     home.start()

@@ -456,6 +456,48 @@ def test_a_tick_that_jitter_delays_is_the_next_one(tmp_path: Path) -> None:
     in_world(tmp_path, story)
 
 
+def test_now_means_no_tick_of_the_past(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.set("p", cron="0 6 * * *")
+        await world.write(world.agenda.pause, "", "test", "me")
+        await world.pass_time(3 * DAY)
+        fired = await world.write(world.agenda.fire_next, "p", "me")
+        assert fired["scheduled_for"] == module.rfc3339(MONDAY + 3 * DAY + 6 * HOUR)
+
+    in_world(tmp_path, story)
+
+
+def test_a_small_step_back_does_not_end_the_run_that_has_just_begun(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.set("p", cron="0 * * * *", overlap="cancel_running")
+        await world.pass_time(HOUR)
+        ((run_id,),) = world.rows("SELECT run_id FROM runs")
+        await world.write(world.store.move, run_id, "running")
+        world.clock.run(1)
+        world.note_look()
+        world.clock.step(-3)
+        await world.look()
+        await world.pass_time(60)
+        assert world.runner.stopped == []
+        assert world.ticks() == [1]
+
+    in_world(tmp_path, story)
+
+
+def test_what_waits_keeps_its_time_when_a_clock_that_was_never_set_is_set(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.deploy("q", queue_timeout=600.0)
+        await world.write(world.store.add_run, "q", {}, None, "manual", "me")
+        world.end()
+        world.clock.wall = 60.0
+        await world.begin()
+        world.clock.step(MONDAY + 60 - world.clock.wall)
+        await world.look()
+        assert world.rows("SELECT expires_at FROM runs") == [(module.rfc3339(MONDAY + 600),)]
+
+    in_world(tmp_path, story)
+
+
 def test_an_edit_of_params_leaves_a_tick_that_has_its_run(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         await world.set("p", cron="0 6 * * *")

@@ -518,7 +518,7 @@ def test_a_state_that_holds_a_secret_fails_the_run(home: Tau) -> None:
         def it(ctx):
             ctx.state["cursor"] = ctx.secret("BUCKET") + "/2026-01-05.csv"
     """, exit=1)["error"]  # fmt: skip
-    assert (failed["type"], failed["message"].startswith("ctx.state holds a secret")) == ("BadResult", True)
+    assert (failed["type"], failed["message"].startswith("ctx.state['cursor'] holds a secret")) == ("BadResult", True)
     assert home("state", "it")["state"] in ({}, None)
 
 

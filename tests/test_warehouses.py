@@ -140,7 +140,10 @@ def test_an_odd_url_of_a_file_is_refused_and_nothing_made(ctx: Context, url: str
 def test_a_folder_is_made_for_duckdb_too(ctx: Context) -> None:
     ctx.load("duckdb:///new/folder/shop.duckdb", [{"a": 1}], "t")
     assert ctx.extract("duckdb:///new/folder/shop.duckdb", "t") == [{"a": 1}]
-    assert ctx.sql("SELECT 1 AS a", connection="duckdb:///:memory:") == [{"a": 1}]
+    for url in ("duckdb:///:memory:", "duckdb://"):
+        assert ctx.sql("SELECT 1 AS a", connection=url) == [{"a": 1}]
+    ctx.load("in.csv", [{"a": 1}])
+    assert ctx.extract("duckdb:///fresh.db", "SELECT * FROM 'in.csv'") == [{"a": 1}]
 
 
 #: SQL → what it reads and writes.
@@ -151,6 +154,10 @@ TABLES_OF = {
     "DELETE FROM t USING u WHERE t.a = u.a": [("writes", "t"), ("reads", "u")],
     "SELECT * FROM t JOIN u USING (a)": [("reads", "t"), ("reads", "u")],
     "CREATE INDEX i ON t USING btree (a)": [],
+    "CREATE TABLE e (id, n) AS (SELECT 1, 2)": [("writes", "e")],
+    "WITH a AS (SELECT 1), b(n) AS (SELECT 2) SELECT * FROM a, b, c": [("reads", "c")],
+    "SELECT * FROM big USING SAMPLE 10%": [("reads", "big")],
+    "ALTER TABLE o ALTER COLUMN a TYPE numeric USING a::numeric": [("writes", "o")],
 }
 
 
