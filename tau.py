@@ -982,6 +982,11 @@ MIGRATIONS = (
         WHERE status = 'queued';
     CREATE INDEX runs_due ON runs ({NAMESPACE_OF.format("pipeline")}, retry_at, run_id) WHERE status = 'retrying';
     """,
+    """
+    -- The oldest waiting run of each pipeline is found for each trigger: a long backfill must not hide what else waits.
+    DROP INDEX runs_waiting;
+    CREATE INDEX runs_waiting ON runs (pipeline, trigger, run_id) WHERE status = 'queued';
+    """,
 )
 
 
@@ -1194,7 +1199,7 @@ def observation_summary(observed: list[Json]) -> Json:
 COUNTS_MIN, COUNTS_MAX = 5, 20
 #: By how much the share of missing values must grow to count as drift.
 NULLS_GROWTH = 0.2
-BASELINE_BYTES_MAX = 64 << 10
+BASELINE_BYTES_MAX = 1 << 20
 
 
 def differences(before: Json, now: Json) -> list[Json]:
@@ -1507,7 +1512,10 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "params": ("", "what the pipeline sees as ctx.params: a JSON object, @file, or - for stdin"),
     "texts": ("-p", "one of the params, KEY=VALUE: as JSON where the pipeline wants that, else as text"),
     "wait": ("--detach", "do not wait (on the wire, wait=false): answer as soon as the run is durable"),
-    "key": ("", "idempotency key, a word of your own: the same word gives the same run, never a second one"),
+    "key": (
+        "",
+        "idempotency key, a word of your own: it gives the same run, as long as that is kept, never a second one",
+    ),
     "timeout": ("", "seconds to wait at most; the run goes on"),
     "follow": ("", "print its events as JSON lines while it runs"),
     "weight": ("", "its share of the slots against that of others, when all want more than there is"),
@@ -5001,9 +5009,15 @@ class Patient:
                 schema, damage = db.execute("PRAGMA user_version").fetchone()[0], find_damage(db)
         except sqlite3.Error as problem:
             damage = str(problem)
+            if problem.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                return "fail", f"{path} cannot be read: {damage}", "make room on its disk, and look who may read it"
         damage = damage or (None if schema else "it is empty")
         if damage is not None:
-            return "fail", f"{path}: {damage}", "taud --restore FILE --replace puts a backup in its place"
+            return (
+                "fail",
+                f"{path}: {damage}",
+                shell_line("taud", *home_words(self.home), "--restore", "FILE", "--replace"),
+            )
         if schema > len(MIGRATIONS):
             return "fail", f"{path} was written by a newer Tau (schema {schema})", "use the newer Tau"
         return f"{path}, {size(os.path.getsize(path))}, schema {schema}"
@@ -6506,7 +6520,7 @@ async def retry(
 
     run_id        which run: its id, its first characters, or a pipeline's name, meaning its last run
     version       which version: live, same (that of the run), or a number
-    from_failure  what the run has saved with ctx.memo is used again, not computed anew
+    from_failure  what ctx.memo has saved is used again, as long as it is kept ([retention] log_days)
 
         tau retry 1m82hsw4knxmxg
         tau retry 1m82 --from-failure --version same
@@ -6515,6 +6529,8 @@ async def retry(
     run_id = old["run_id"]
     if old["status"] not in FINAL:
         raise Conflict(f"run {run_id} is {old['status']}", shell_line("tau", "wait", run_id))
+    for upstream in (old["upstream"] or {}).values():
+        call.ask.run(upstream)  # whose result it would lack
     versions = {"live": None, "same": old["version"]}
     if version not in versions and not re.fullmatch("[0-9]{1,9}", version):
         raise BadRequest(f"there is no version '{version}'", "live, same, or a number")
@@ -8097,7 +8113,7 @@ def listing(call: Call, key: str, rows: list[Json], total: int | None = None, **
 EMPTY = {
     "pipelines": "`tau init` writes a first pipeline, `tau deploy FILE.py` deploys it",
     "runs": "`tau run NAME` starts one",
-    **dict.fromkeys(("incidents", "errors"), "no run has failed"),
+    **dict.fromkeys(("incidents", "errors"), "no failed run is kept"),
     "lineage": "no run has read or written there",
     "lines": "ctx.log(…) writes a line, and so does what a run prints",
     "keys": "`tau key create NAME` makes one",
@@ -9127,9 +9143,13 @@ def taud() -> int:
     try:
         obey(words, ServiceManager(os.environ))  # first, as no child may inherit its variables
     except TauError as problem:
+        home = find_home(vars(taud_parser().parse_args(words))["home"])
+        problem.hint = problem.hint.replace("taud --restore", shell_line("taud", *home_words(home), "--restore"))
         return complain(problem, words)
     except OSError as problem:
-        refused = Conflict(f"taud cannot start: {problem}", "check --home, --port and the configuration")
+        refused: TauError = Conflict(f"taud cannot start: {problem}", "check --home, --port and the configuration")
+        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            refused = disk_error(str(problem.filename or "the home"), problem)
         return complain(refused, words)
     except KeyboardInterrupt:
         return 130
@@ -12612,7 +12632,8 @@ def written_deviations(seen: Json, before: list[Json], now: list[Json]) -> Itera
         if target not in new or target not in old:
             yield ("place" if target in new else "load_gone"), text
             continue
-        was, after = seen.get(old[target]["path"]), new[target]
+        known, after = old[target], new[target]
+        was = seen.get(known["path"]) or (known["columns"] and known | {"rows": []})
         share = (after["rows"] / max(read_now, 1)) / max(old[target]["rows"] / max(read, 1), 1e-9)
         if read and not 1 - ROWS_SHARE <= share <= 1 + ROWS_SHARE:
             yield "rows", f"{text}: {old[target]['rows']} of {read} → {after['rows']} of {read_now}"
@@ -14537,8 +14558,9 @@ PRUNED = {
     "versions": (
         *("versions", "pipeline, version"),
         # The newest one stays: its number must not come again.
-        "deployed_at < :run_at AND NOT EXISTS (SELECT 1 FROM pipelines p WHERE p.name = versions.pipeline"
-        " AND p.version = versions.version) AND version < (SELECT max(version) FROM versions n"
+        "deployed_at < :run_at AND NOT EXISTS (SELECT 1 FROM pipelines p JOIN versions v ON v.pipeline = p.name"
+        " AND v.version = p.version WHERE p.name = versions.pipeline AND versions.version IN (v.version, v.replaces))"
+        " AND version < (SELECT max(version) FROM versions n"
         " WHERE n.pipeline = versions.pipeline) AND NOT EXISTS (SELECT 1 FROM runs r"
         " WHERE r.pipeline = versions.pipeline AND r.version = versions.version)",
     ),
@@ -14829,7 +14851,8 @@ def merge_namespace(database: str, fresh: str, name: str) -> None:
             raise Conflict(f"{database} is of schema {schema}", "start taud once: it brings it up to date")
         if db.execute("SELECT 1 FROM namespaces WHERE name = ? AND name <> ?", (name, DEFAULT_NAMESPACE)).fetchone():
             remedy = shell_line("tau", "namespace", "remove", name, "--force")
-            raise Conflict(f"there is a namespace '{name}'", f"taud --detach; {remedy}; tau shutdown")
+            removal = f"`taud --detach; {remedy}; tau shutdown` removes it, with data and secrets that no backup has"
+            raise Conflict(f"there is a namespace '{name}'", removal)
         db.execute("ATTACH ? AS copy", (fresh,))
         db.execute("PRAGMA foreign_keys = ON")
         for table, column in (*NAMED_IN, *NAMED_TOO):
@@ -15031,10 +15054,6 @@ def move_aside(database: str) -> str | None:
     return aside
 
 
-#: Events after a restore have numbers that the events which it undoes cannot have had.
-RESTORED_AFTER = 1_000_000_000
-
-
 def settle_copy(store: Store, copy: sqlite3.Connection, schema: int, path: str, revoked: list[Any]) -> Json:
     """Checks a copy, and makes it the store of a home.
 
@@ -15055,7 +15074,8 @@ def settle_copy(store: Store, copy: sqlite3.Connection, schema: int, path: str, 
     revoke = "UPDATE keys SET revoked_at = ? WHERE sha256 = ? AND revoked_at IS NULL"
     copy.executemany(revoke, revoked)
     store.event("store.restored", None, None, {"file": os.path.basename(path), **ended})
-    copy.execute("UPDATE events SET seq = seq + ? WHERE seq > ?", (RESTORED_AFTER, last))
+    beyond = int(store.clock.time() * 1000)  # numbers that the events which it undoes cannot have had
+    copy.execute("UPDATE events SET seq = seq + ? WHERE seq > ?", (beyond, last))
     copy.execute("COMMIT")
     keys = [pick(row, "name", "scope", "status") for row in store.sql.keys(store.now(), None)]
     return count_copy(copy) | ended | {"keys": keys}
@@ -15182,8 +15202,7 @@ class Store:
         before = self.sql.incident_of(name, mark) or {"status": "", "count": 0, "versions": [], "first_at": now}
         row = {"incident": INCIDENT + fingerprint(name, mark), "pipeline": name, "fingerprint": mark, **before}
         row |= {key: error[key] and cut_text(error[key], 300) for key in ("step", "type", "message")}
-        row |= {"status": "open", "count": before["count"] + 1, "last_at": now}
-        row |= dict.fromkeys(("closed_at", "fixed_by", "fixed_run"))
+        row |= {"status": "open", "count": before["count"] + 1, "closed_at": None, "last_at": now}
         versions = [*(number for number in before["versions"] if number != version), version]
         row |= {"versions": versions[-VERSIONS_TOLD:], "last_run": run["run_id"]}
         self.sql.put("incidents", row, clash="REPLACE")
@@ -15200,8 +15219,7 @@ class Store:
 
     def reopen(self, incident: Json, run: Json) -> None:
         """Opens an incident again, because the version that fixed it is no longer live; *run* says why."""
-        fresh = dict.fromkeys(("closed_at", "fixed_by", "fixed_run"))
-        self.sql.set("incidents", pick(incident, "incident"), status="open", **fresh)
+        self.sql.set("incidents", pick(incident, "incident"), status="open", closed_at=None)
         self.incident_event("reopened", incident, run)
 
     def incident_event(self, what: str, incident: Json, run: Json) -> None:
@@ -15697,7 +15715,8 @@ class Store:
         took = "max(round((julianday(?) - julianday(started_at)) * 86400000.0), 0.0)"
         running = {"run_id": run_id, "attempt": attempt, "status": "running"}
         these = "WHERE run_id = ? AND attempt = ? AND status = ?"
-        if path := self.sql.value(f"SELECT path FROM steps {these} ORDER BY step DESC", *running.values()):
+        path = self.sql.value(f"SELECT path FROM steps {these} ORDER BY step DESC", *running.values())
+        if path is not None:
             end = f"UPDATE steps SET duration_ms = coalesce(duration_ms, {took}), status = ? {these}"
             status = "cancelled" if outcome.status == "cancelled" else "failed"
             self.db.execute(end, (finished_at, status, *running.values()))
@@ -15782,11 +15801,11 @@ ADD_LINEAGE = """
     SELECT DISTINCT json_extract(p.value, '$.how') AS way, json_extract(p.value, '$.place'),
     json_extract(p.value, '$.resource'), :pipeline, :run_id, :version, :at FROM steps s, json_each(s.places) p
     WHERE run_id = :run_id AND attempt = :attempt AND length(places) < 20000 AND (way = 'reads' OR status = 'success')
-    LIMIT 100
+    LIMIT 1000
 """
 CUT_LINEAGE = """
     DELETE FROM lineage WHERE pipeline = :pipeline
-    AND at <= (SELECT at FROM lineage WHERE pipeline = :pipeline ORDER BY at DESC LIMIT 1 OFFSET 100)
+    AND at <= (SELECT at FROM lineage WHERE pipeline = :pipeline ORDER BY at DESC LIMIT 1 OFFSET 1000)
 """
 SEEN_STEPS = """
     SELECT path, coalesce(rows_out, rows_in, 0) AS rows, columns, coalesce(nulls, '{}') AS nulls,
@@ -15958,7 +15977,7 @@ TEAMS = f"""
         running, sum(iif(status = 'retrying', runs, 0)) AS retrying
         FROM totals GROUP BY namespace) JOIN namespaces n ON n.name = namespace WHERE queued + running + retrying > 0
 """
-#: The oldest queued run of each pipeline, found by one step in the index.
+#: The oldest queued run of each pipeline by each trigger, found by one step in the index.
 WAITING_HEADS = (
     "WITH RECURSIVE waiting (pipeline) AS ("
     " SELECT min(pipeline) FROM runs INDEXED BY runs_waiting WHERE status = 'queued' UNION ALL SELECT ("
@@ -15966,7 +15985,8 @@ WAITING_HEADS = (
     "  WHERE status = 'queued' AND pipeline > waiting.pipeline"
     " ) FROM waiting WHERE waiting.pipeline IS NOT NULL)"
     " SELECT (SELECT min(run_id) FROM runs r INDEXED BY runs_waiting"
-    "  WHERE r.status = 'queued' AND r.pipeline = waiting.pipeline) AS run_id FROM waiting"
+    "  WHERE r.status = 'queued' AND r.pipeline = waiting.pipeline AND r.trigger = t.value) AS run_id FROM waiting"
+    f" CROSS JOIN (SELECT column1 AS value FROM (VALUES ({'), ('.join(map(repr, TRIGGERS))}))) t"
     " WHERE pipeline IS NOT NULL"
 )
 
@@ -16184,6 +16204,8 @@ class Questions(Sql):
         try:
             return self.find_run(name)
         except NotFound:
+            if len(name) == ID_LENGTH and name.isalnum():
+                raise
             raise self.unknown(name) from None
 
     def run(self, run_id: str) -> Json:
@@ -16246,7 +16268,8 @@ class Questions(Sql):
         """Returns live runs with their progress, running ones first; the last ends; and the next ticks."""
         shown, seen = "run_id, pipeline, status, attempt, queued_at, started_at", {AMONG: among}
         live = self.page(f"{shown}, retry_at, progress", UNENDED, seen, "status DESC, run_id", limit)
-        newest = "(SELECT * FROM runs ORDER BY run_id DESC LIMIT 1000)"  # to find the last end of all would take long
+        # To find the last end of all would take long.
+        newest = "(SELECT * FROM runs WHERE finished_at > '' ORDER BY run_id DESC LIMIT 1000)"
         shown += ", finished_at, duration_ms, json_remove(error, '$.frames', '$.facts') AS error"
         ended = self.page(shown, newest, {"finished_at > ''": (), **seen}, "finished_at DESC", limit)
         due, shown = {f"due_at > '' AND {NOT_PAUSED}": (), **seen}, "pipeline, next_at AS tick_at"
@@ -16937,6 +16960,8 @@ def examine(path: str) -> int:
     Raises Conflict, with what can be done about it, if the database cannot be used.
     """
     size, waiting = (os.path.getsize(it) if os.path.exists(it) else 0 for it in (path, f"{path}-wal"))
+    if os.path.isdir(path):
+        raise Conflict(f"{path} is a directory", "choose another --home, or a file in it")
     if not size and waiting:  # SQLite would delete the WAL
         raise unusable(path, "it is gone or empty, but newer data is still in its -wal")
     if not size:
@@ -18024,6 +18049,7 @@ def import_ahead(modules: list[str], may_leave_threads: bool) -> Json:
     if why is None and modules and import_ms < WORTH_MS:
         why = f"its imports take {import_ms:g} ms: they are not worth a process"
     if why is None:
+        DICE.extend(thing for thing in gc.get_objects() if issubclass(type(thing), random.Random))
         settle_pages()
     return {"import_ms": import_ms, "why": why}
 
@@ -18052,6 +18078,8 @@ def become_run(source: int, ahead: bool) -> NoReturn:
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
         if (numpy := sys.modules.get("numpy.random")) is not None:
             numpy.seed()  # as a fork does for `random`
+        for dice in DICE:
+            dice.seed()
         with open(source, "rb") as file:
             file.read(len(KNOWN))
             born = settle_in()
@@ -18533,7 +18561,10 @@ def run_process(job: Json, born: str | None) -> int:
         while isinstance(problem, BaseExceptionGroup) and len(problem.exceptions) == 1:
             problem = problem.exceptions[0]
         in_vain = isinstance(problem, (BadRequest, MissingExtra, MissingSecret))  # another attempt would raise it too
-        again = isinstance(problem, attempt.retry_on) or (False if in_vain else None)
+        is_wanted = isinstance(problem, attempt.retry_on)
+        if isinstance(problem, BaseExceptionGroup) and attempt.retry_on:
+            is_wanted = problem.split(attempt.retry_on)[1] is None  # all in it are
+        again = is_wanted or (False if in_vain else None)
         code = problem.code if isinstance(problem, SystemExit) else 1
         record = {"t": "raised", "error": error_document(problem, attempt), "retry": again}
         with contextlib.suppress(Exception):  # the outcome matters more
@@ -18549,6 +18580,8 @@ def prctl(option: int, value: int) -> None:
 
 #: What libraries have printed when they were imported for this run.
 SAID: list[str] = []
+#: The random generators of what is imported ahead.
+DICE: list[Any] = []
 
 
 def take_over(attempt: Attempt) -> None:
@@ -18826,7 +18859,8 @@ def flush_files() -> None:
     files = [thing for thing in gc.get_objects() if issubclass(type(thing), kinds)]  # the fork server's are frozen
     for file in sorted(files, key=lambda file: not issubclass(type(file), io.TextIOWrapper)):
         with contextlib.suppress(OSError, ValueError):  # closed, or a pipe without a reader
-            file.flush()
+            is_standard = file in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+            (file.flush if is_standard else file.close)()  # a packed file has an end to write
 
 
 # --- 47. Control groups -------------------------------------------------------------------
@@ -19576,6 +19610,8 @@ def changed_state(context: PipelineContext) -> Json:
     if state == (context._job.get("state") or {}):
         return {}
     own = omit(state, ("files_read",)) if isinstance(state, dict) else state
+    if decode(encode(own)) != own:
+        raise BadResult("ctx.state holds half a character: a file name that is no UTF-8? os.fsencode(name).hex()")
     is_large = len(encode(own)) > STATE_BYTES_MAX or len(encode(state)) > 4 * STATE_BYTES_MAX
     if not isinstance(state, dict) or is_large:
         raise BadResult(f"ctx.state must be an object of at most {STATE_BYTES_MAX:,} bytes")
@@ -19593,6 +19629,7 @@ def call_function(chosen: Pipeline, context: PipelineContext) -> Any:
     takes_params = chosen.parameters.types or chosen.parameters.takes_others
     value, attempt = chosen.function(context, **context.params if takes_params else {}), context._attempt
     if not hasattr(value, "__await__") or isinstance(value, Ready):
+        Unfinished.check()
         return value
 
     async def awaited() -> Any:
@@ -20223,6 +20260,8 @@ class Rehearsal:
             except Exception as problem:
                 self.tell("unobserved", f"what has changed: {safe_text(problem)}")
             effects = [*self.effects.values()][:NOTES_MAX]
+            if left := len(self.effects) - len(effects):
+                self.tell("unobserved", f"{left} more places")
             self.attempt.journal.write({"t": "rehearsal", "at": now(), "effects": effects, **self.notes})
             for connection in self.held.values():
                 vars(connection).pop("close")
@@ -23236,7 +23275,7 @@ BATCH_ROWS = 10_000
 ROWS_HINT = "rows are a list of dicts, one key a column"
 #: How many rows and columns a step looks at.
 OBSERVED_ROWS = 1_000
-OBSERVED_COLUMNS = 50
+OBSERVED_COLUMNS = 200
 
 
 class Ready:
@@ -24334,7 +24373,8 @@ class Step:
     def finish(self, problem: BaseException | None, took: float) -> None:
         attempt, status, more = self.attempt, "success", ""
         attempt.open.pop(self.number, None)
-        if problem is not None and not (isinstance(problem, SystemExit) and problem.code in (None, 0)):
+        is_end = isinstance(problem, SystemExit) and problem.code in (None, 0)
+        if problem is not None and not is_end and not isinstance(problem, GeneratorExit):
             if attempt.step_of(problem) is None:
                 vars(problem)["tau_step"] = self.path
             status = "cancelled" if attempt.stopped else "failed"
@@ -24356,6 +24396,8 @@ class Step:
 
     def write(self, line: str) -> None:
         """Writes a record, formatted by hand as log lines are; only of the first STEPS_MAX steps of each process."""
+        if self.number & 0xFFFFFFFF == STEPS_MAX + 1 and '"t":"step"' in line:
+            self.attempt.journal.log(f"more than {STEPS_MAX:,} steps: the others are not kept", "warning")
         if self.number & 0xFFFFFFFF <= STEPS_MAX:
             self.attempt.journal.write_bytes(line.encode("utf-8", "replace"))
 
@@ -24616,7 +24658,11 @@ def to_json(value: Any, path: str, level: int = 0) -> Any:
         return {"bytes": len(value)}
     for attribute, convert in CONVERSIONS:
         if hasattr(kind, attribute):
-            return to_json(convert(value), path, level + 1)
+            try:
+                plain = convert(value)
+            except BadResult as problem:
+                raise BadResult(f"{path}: {problem}") from None
+            return to_json(plain, path, level + 1)
     for base in (str, int, float):
         if isinstance(value, base):
             return to_json(base(value), path, level + 1)
@@ -24638,9 +24684,15 @@ def from_numpy(value: Any) -> Any:
     return made
 
 
+def values_of(value: Any) -> Json:
+    """Returns what is in a dataclass."""
+    fields = sys.modules["dataclasses"].fields(value)
+    return {field.name: getattr(value, field.name) for field in fields}
+
+
 #: An attribute that a class has → how its instances become JSON.
 CONVERSIONS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
-    ("__dataclass_fields__", lambda value: {name: getattr(value, name) for name in value.__dataclass_fields__}),
+    ("__dataclass_fields__", values_of),
     ("_value2member_map_", lambda value: value.value),
     ("isoformat", lambda value: value.total_seconds() if hasattr(value, "days") and value == value else iso(value)),
     ("total_seconds", lambda value: value.total_seconds()),
@@ -24767,7 +24819,7 @@ def related(problem: BaseException, causes_only: bool = False) -> list[BaseExcep
     chain = [problem]
     for reason in chain:
         context = None if causes_only else reason.__context__
-        others = (reason.__cause__, context, *getattr(reason, "exceptions", ()))
+        others = (reason.__cause__, context, *(reason.exceptions if isinstance(reason, BaseExceptionGroup) else ()))
         chain += [other for other in others if isinstance(other, BaseException) and id(other) not in map(id, chain)]
     return chain
 
@@ -24777,7 +24829,7 @@ def full_text(problem: BaseException) -> str:
     parts = [problem.msg if isinstance(problem, SyntaxError) else str(problem)]
     if not isinstance(problem, TauError):  # its note is its hint
         parts += map(str, getattr(problem, "__notes__", ()))
-    written = (getattr(problem, stream, None) for stream in ("stderr", "output"))
+    written = (vars(problem).get(stream) for stream in ("stderr", "output"))
     texts = [text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in written]
     parts += [both_ends(text.strip(), 3_000) for text in texts if isinstance(text, str) and text.strip()][:1]
     if isinstance(problem, BaseExceptionGroup):
@@ -24820,7 +24872,7 @@ def hint_for(problem: BaseException, attempt: Attempt) -> str | None:
     if isinstance(problem, TypeError) and message.startswith("pipeline() got an unexpected keyword argument"):
         known = {name for name, _ in read_fields(str(VALUES["pipeline"]))} - {"function", "params", "imports", "line"}
         return did_you_mean(message.split("'")[1], known, f"@pipeline knows {', '.join(sorted(known))}")
-    if getattr(problem, "returncode", None) == 127:
+    if vars(problem).get("returncode") == 127:
         return "a shell exits with 127 if a command is not on taud's PATH"
     if isinstance(problem, BadResult) and " bytes, the limit is " in message:
         return "return less, such as the path of a file; or raise [limits] result_bytes"
@@ -25008,6 +25060,7 @@ CONTAINERS: dict[type, str] = {dict: "{%s}", list: "[%s]", tuple: "(%s)", set: "
 def short_repr(value: Any, most: int, level: int = 0) -> str:
     """A repr with the first items of each container, and `***` for what looks secret."""
     kind = next((container for container in CONTAINERS if isinstance(value, container)), type(value))
+    value = value[: 4 * most] if kind in (bytes, bytearray) else value
     if kind is str and len(value) > most:
         return f"{SECRETS.text(value)[: most // 2]!r}…"
     if kind not in CONTAINERS or not value:

@@ -670,8 +670,8 @@ def test_one_namespace_is_backed_up_and_restored_into_another_daemon(home: Tau, 
     code, refused = taud(home, "--restore", path)
     # A key that was revoked is forgotten with its namespace: nobody knows that it was.
     assert answer["revocations_known"] is False
-    remedy = "taud --detach; tau namespace remove acme --force; tau shutdown"
-    assert (code, refused["error"]["hint"]) == (5, remedy)
+    remedy = "`taud --detach; tau namespace remove acme --force; tau shutdown` removes it, with data and secrets that"
+    assert (code, refused["error"]["hint"]) == (5, f"{remedy} no backup has")
 
 
 def test_a_backup_of_a_namespace_tells_nothing_of_others_circumstances(fresh: Tau) -> None:
@@ -714,3 +714,25 @@ def test_a_backup_of_a_namespace_can_be_a_whole_store(home: Tau, fresh: Tau) -> 
     again = home("backup", home.work / "all.tau")["file"]
     with contextlib.closing(sqlite3.connect(again)) as db:
         assert db.execute("SELECT count(*) FROM memory WHERE name = ?", (module.ONLY,)).fetchone() == (0,)
+
+
+def test_hints_of_restoring_name_the_home(fresh: Tau) -> None:
+    lived_in(fresh, "default")
+    fresh("backup", fresh.work / "x.tau")
+    fresh("shutdown")
+    elsewhere = fresh.environ | {"TAU_HOME": str(fresh.work / "other")}
+    done = run("taud", "--home", fresh.home, "--restore", fresh.work / "x.tau", cwd=fresh.work, environ=elsewhere)
+    assert done.error["hint"].startswith(f"`taud --home {fresh.home} --restore {fresh.work}/x.tau --replace`")
+    assert "is a directory" in taud(fresh, "--restore", fresh.work)[1]["error"]["message"]
+
+
+def test_events_of_two_restores_have_other_numbers(fresh: Tau) -> None:
+    lived_in(fresh, "default")
+    fresh("backup", fresh.work / "x.tau")
+    lasts = []
+    for _ in range(2):
+        fresh("shutdown")
+        taud(fresh, "--restore", fresh.work / "x.tau", "--replace")
+        fresh.start()
+        lasts.append(fresh.call("events")["next"])
+    assert lasts[0] < lasts[1] < 1 << 53

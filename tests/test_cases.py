@@ -309,3 +309,20 @@ def test_the_innermost_cause_is_kept_and_large_params_are_tried_again(fresh: Tau
     run = fresh("run", "it", "--params", json.dumps({"ids": [*range(300)]}))
     (again,) = (line for line in run["next"] if "retry" in line)
     assert fresh(*again.split()[1:])["result"] == 300
+
+
+def test_next_names_the_connection_whose_url_has_the_user(home: Tau) -> None:
+    (home.home / "tau.toml").write_text('[connections.wh]\nurl = "sqlite:////tmp/no such folder of tau/x.db"\n')
+    home.start()
+    home.deploy_it("def it(ctx): ctx.extract('wh', 'orders')\n")
+    failed = home("run", "it", exit=1)
+    assert any(line.startswith("tau peek wh orders --in it ") for line in failed["next"])
+
+
+def test_a_secret_that_a_failed_run_did_not_ask_for_is_not_lost(home: Tau) -> None:
+    home.start()
+    home("secret", "set", "KEY_OF_SHOP", stdin="value of it")
+    home.deploy_it("def it(ctx, fails=False):\n    if fails: raise ValueError('x')\n    ctx.secret('KEY_OF_SHOP')\n")
+    home("run", "it")
+    failed = home("run", "it", "-p", "fails=true", exit=1)
+    assert "secrets" not in failed.get("changed", {})

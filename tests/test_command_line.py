@@ -660,6 +660,23 @@ def test_stdin_may_be_a_socket(fresh: Tau) -> None:
     assert (refused.returncode, json.loads(refused.stderr)["error"]["code"]) == (2, "bad_request")
 
 
+def test_options_may_stand_before_the_last_word(tau: Tau) -> None:
+    tau.deploy_it("def it(ctx): ...\n")
+    assert tau("schedule", "it", "--timezone", "Europe/Zurich", "0 6 * * *")["cron"] == "0 6 * * *"
+    tau("schedule", "it", "--clear")
+    (tau.home / "data" / "it").mkdir(parents=True, exist_ok=True)
+    (path := tau.home / "data" / "it" / "peeked.csv").write_text("a\n1\n")
+    assert tau("peek", "--in", "it", "peeked.csv")["rows"] == [{"a": "1"}]
+    path.unlink()
+
+
+def test_one_of_several_is_tried_in_a_namespace(home: Tau) -> None:
+    text = "from tau import pipeline\n@pipeline\ndef a(ctx): return 'a'\n@pipeline\ndef b(ctx): return 'b'\n"
+    path, environ = home.write(text), {"TMPDIR": str(home.work), "TAU_NAMESPACE": "acme"}
+    assert home("try", path, "--name", "b", **environ)["result"] == "b"
+    assert home("try", path, "--name", "b", "--dry-run", **environ)["status"] == "success"
+
+
 def test_resume_without_a_name_is_told_of_resume(tau: Tau) -> None:
     assert tau("resume", exit=2)["hint"] == "tau resume NAME"
     assert tau("pause", exit=2)["hint"] == "tau pause NAME"

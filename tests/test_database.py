@@ -156,7 +156,7 @@ def test_without_a_copy_nothing_is_migrated(tmp_path: Path) -> None:
     assert version_of(path) == number - 1
 
 
-@pytest.mark.parametrize("schema", [1, 3, 4, 5, 6])
+@pytest.mark.parametrize("schema", [1, 3, 4, 5, 6, 7])
 def test_an_old_store_is_migrated_and_its_schedule_goes_on(home: Tau, schema: int) -> None:
     db = sqlite3.connect(home.home / "tau.db")
     rows = (Path(__file__).parent / "data" / f"store-v{schema}.sql").read_text()

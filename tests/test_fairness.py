@@ -220,6 +220,20 @@ def test_priority_goes_before_age_but_not_for_ever() -> None:
     in_slots(1, story, a=1)
 
 
+def test_a_long_backfill_holds_up_no_other_run_of_its_pipeline() -> None:
+    async def story(world: Slots) -> None:
+        await world.deploy("a/many")
+        world.lasts = {"a/many": 1.0}
+        for _ in range(module.PASSED_MAX * 3):
+            await world.write(world.store.add_run, "a/many", {}, None, "backfill", "me")
+        by_hand = (await world.write(world.store.add_run, "a/many", {}, None, "manual", "me"))[0]
+        chosen = [row["run_id"] for row in world.store.choose(10, world.store.look())]
+        assert by_hand in chosen
+        assert len(chosen) == 1 + world.store.settings["backfill_concurrent"]
+
+    in_slots(10, story, a=1)
+
+
 def test_priority_goes_first_behind_a_long_queue_too() -> None:
     async def story(world: Slots) -> None:
         for name, priority in (("many", 3), ("urgent", 1), ("later", 5)):

@@ -41,7 +41,7 @@ def ledger(tau: Tau, *columns: str) -> list[Any]:
 
 def test_ten_failures_open_one_incident_that_a_success_closes_and_a_repeat_reopens(home: Tau) -> None:
     home.start()
-    assert home("errors") == {"incidents": [], "total": 0, "hint": "no run has failed"}
+    assert home("errors") == {"incidents": [], "total": 0, "hint": "no failed run is kept"}
     home.deploy(FRAIL)
     runs = [fail(home)["run_id"] for _ in range(10)]
     home.deploy(FRAIL + "# 2\n")

@@ -935,6 +935,19 @@ def test_the_calendar_counts_days_and_coming_ticks(tau: Tau) -> None:
     assert [{*row["past"][0]} for row in failures["pipelines"]] == [{"failed"}]
 
 
+def test_the_last_ends_are_seen_behind_a_long_queue(home: Tau) -> None:
+    (home.home / "tau.toml").write_text("[scheduler]\nmax_concurrent = 1\n")
+    home.start()
+    home.deploy_it("def it(ctx): ...\n")
+    ended = home("run", "it")["run_id"]
+    home.deploy_held()
+    with home.connect() as wire:
+        for number in range(1_100):
+            wire.call("run", name="it", wait=False, key=f"k{number}")
+    assert [row["run_id"] for row in home.call("watch")["ended"]] == [ended]
+    home("shutdown", "--cancel")
+
+
 def row_now(tau: Tau) -> str:
     """The time of the daemon's last event."""
     return str(tau.call("events", limit=1)["events"][0]["at"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -447,3 +448,15 @@ def test_a_daemon_killed_while_it_removes_goes_on_later(home: Tau) -> None:
     home.start()
     home("prune")
     assert home("status")["runs"]["success"] == 1
+
+
+def test_the_version_that_would_come_back_stays(fresh: Tau) -> None:
+    for number in range(4):
+        fresh.deploy(f"from tau import pipeline\n@pipeline\ndef kept(ctx): return {number}\n", "kept.py")
+    fresh("shutdown")
+    with contextlib.closing(sqlite3.connect(fresh.home / "tau.db")) as db, db:
+        db.execute("UPDATE versions SET deployed_at = '2026-01-02T00:00:00.000Z'")
+    fresh.start()
+    fresh("prune")
+    assert [row["version"] for row in fresh("versions", "kept")["versions"]] == [4, 3]
+    assert fresh("rollback", "kept")["version"] == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import linecache
 import os
@@ -1004,3 +1005,95 @@ def journal_lines(path: Path) -> list[str]:
             continue
         found.append(line)
     return found
+
+
+def test_no_way_of_working_loses_what_it_has_done(tau: Tau) -> None:
+    """An async target that nobody awaits, a packed file that nobody closes, dataclasses, odd exceptions, many steps."""
+    tau.deploy(
+        """
+        import asyncio, dataclasses, gzip
+        from typing import ClassVar
+        from tau import pipeline, target
+
+        @target("later")
+        async def later(rows):
+            await asyncio.sleep(0)
+
+        @pipeline
+        def forgets(ctx):
+            async def main():
+                ctx.load("later", [{"a": 1}])
+            asyncio.run(main())
+
+        out = None
+
+        @pipeline
+        def packs(ctx):
+            global out
+            out = gzip.open("out.gz", "wt")
+            out.write("text")
+
+        @dataclasses.dataclass
+        class Made:
+            a: int
+            b: ClassVar[int] = 5
+
+        @pipeline
+        def makes(ctx):
+            return Made(1)
+
+        class Odd(Exception):
+            exceptions = None
+            def __getattr__(self, name):
+                return None
+
+        @pipeline
+        def odd(ctx):
+            with ctx.step("s"):
+                raise Odd("as it is")
+
+        @pipeline(retries=1, retry_on=[ConnectionError])
+        def group(ctx):
+            if ctx.attempt == 1:
+                raise ExceptionGroup("two", [ConnectionError("a"), ConnectionError("b")])
+
+        @pipeline
+        def state(ctx):
+            ctx.state["name"] = b"caf\\xe9".decode("utf-8", "surrogateescape")
+
+        @pipeline
+        def leaves(ctx):
+            def rows():
+                with ctx.step("rows"):
+                    yield 1
+                    yield 2
+            next(rows())
+
+        @pipeline
+        def bytes_(ctx):
+            body = b"x" * 50_000_000
+            raise ValueError("with a body")
+
+        @pipeline
+        def many(ctx):
+            for number in range(10_001):
+                with ctx.step("s"):
+                    pass
+        """,
+        "ways.py",
+    )
+
+    def run(name: str) -> Any:
+        return tau.command("run", name).json
+
+    assert "await" in run("forgets")["error"]["message"]
+    assert run("packs")["status"] == "success"
+    assert gzip.decompress((tau.home / "data" / "packs" / "out.gz").read_bytes()) == b"text"
+    assert run("makes")["result"] == {"a": 1}
+    assert (run("odd")["error"]["type"], run("odd")["error"]["step"]) == ("Odd", "s")
+    assert (run("group")["status"], run("group")["attempt"]) == ("success", 2)
+    assert "half a character" in run("state")["error"]["message"]
+    assert [step["status"] for step in run("leaves")["trace"]["steps"]] == ["success"]
+    failed = run("bytes_")
+    assert "xxx" in failed["error"]["frames"][-1]["locals"]["body"]
+    assert "more than 10,000 steps: the others are not kept" in run("many")["trace"]["log_tail"]

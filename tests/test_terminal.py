@@ -459,7 +459,7 @@ def test_small_answers_are_pairs(tau: Tau, words: list[str]) -> None:
 def test_nothing_to_list_is_said(home: Tau) -> None:
     home.start()
     assert on_terminal(home, "list")[1].startswith("no pipelines: `tau init` writes")
-    assert on_terminal(home, "errors")[1] == "no incidents: no run has failed\n"
+    assert on_terminal(home, "errors")[1] == "no incidents: no failed run is kept\n"
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,14 @@ def test_a_view_that_is_kept_is_a_table_too(ctx: Context, postgres: str) -> None
     assert refused.value.hint == "= ANY(:keep); for NOT IN, <> ALL(:keep)"
 
 
+def test_a_hint_is_not_chosen_by_the_user_s_own_words(ctx: Context, postgres: str) -> None:
+    with pytest.raises(module.SourceError) as refused:
+        ctx.sql("SELECT locked,, constraint_no FROM t", connection=postgres)
+    assert "another process writes" not in refused.value.hint
+    (row,) = ctx.sql("SHOW client_connection_check_interval", connection=postgres)
+    assert row["client_connection_check_interval"] == "1s"
+
+
 def test_a_connection_that_was_closed_meanwhile_is_opened_again(ctx: Context, postgres: str) -> None:
     query = "SELECT pg_backend_pid() AS pid"
     (row,) = ctx.sql(query, connection=postgres)

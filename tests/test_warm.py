@@ -776,3 +776,13 @@ def test_imports_wait_until_a_processor_is_idle_but_not_for_ever(monkeypatch: py
     monkeypatch.setattr(module, "peek", lambda path: "9.5 9.4 9.3 9/800 1234")
     process.since -= module.IDLE_WAIT_S + 1
     assert process.is_idle()
+
+
+def test_generators_of_libraries_are_fresh_in_each_run(home: Tau) -> None:
+    (home.work / "lib").mkdir()
+    (home.work / "lib" / "dice.py").write_text("import random, time\nOWN = random.Random()\ntime.sleep(0.3)\n")
+    home.environ["PYTHONPATH"] = f"{home.work / 'lib'}:{home.environ.get('PYTHONPATH', '')}"
+    home.start()
+    home.deploy("import dice\nfrom tau import pipeline\n@pipeline(warm=True)\ndef it(ctx): return dice.OWN.random()\n")
+    results = [home("run", "it")["result"] for _ in range(5)]
+    assert len({*results}) == 5
