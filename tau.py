@@ -5332,6 +5332,13 @@ class View:
 
 ATTEMPT = "attempt status started_at duration_ms what"
 PROFILE = "column kind nulls distinct least greatest odd shapes"
+
+
+def cut_words(cut: Json) -> str:
+    count, how = ("{total} or more", "more") if "at_least" in cut else ("{total}", "all")
+    return f"{{shown}} of {count}; {how}: {{get}}".format_map(cut)
+
+
 #: Key of a document → what paints its value: a function, or the columns of a table.  Others are text.
 PAINTERS: dict[str, Any] = {
     "pipelines": "name version changed last_status last_run_at schedule every timezone next_at tags description",
@@ -5373,7 +5380,7 @@ PAINTERS: dict[str, Any] = {
     "lines": lambda view, lines: itertools.chain(*(view.log_text(line).split("\n") for line in lines)),
     "unfinished": lambda view, rows: (f"{'…':>15} {row['message']}" for row in rows),
     "events": lambda view, events: map(view.fact, events),
-    "truncated": lambda view, cut: [view.paint("{shown} of {total}; all: {get}".format_map(cut), "dim")],
+    "truncated": lambda view, cut: [view.paint(cut_words(cut), "dim")],
 }
 #: First character of a line of a diff → its style.
 DIFF = {"+": "success", "-": "failed", "@": "dim"}
@@ -7433,11 +7440,15 @@ async def backfill(
         return len(past), [tick for tick in past if wants_backfill(latest.get(tick), only)]
 
     count, wanted = await call.beside(find)
+    refused = ""
     if dry_run:
         runs = [{"scheduled_for": tick, "run_id": None} for tick in wanted[:limit]]
     else:
-        runs = await call.write(call.agenda.backfill, name, wanted[:limit], only)
+        runs, refused = await call.write(call.agenda.backfill, name, wanted[:limit], only)
     answer = listing(call, "runs", runs, len(wanted))
+    if refused:
+        answer["truncated"]["get"] = call.chosen.line(call.arguments)
+        answer["hint"] = refused
     return {"pipeline": name, "dry_run": dry_run, "ticks": count, **answer}
 
 
@@ -14044,8 +14055,8 @@ class Agenda:
             self.store.note_stopping(run_id, attempt, "cancelled")  # the daemon may die before it stops the run
         return True
 
-    def backfill(self, name: str, ticks: list[str], only: str, actor: str) -> list[Json]:
-        """Queues and returns runs for the past ticks that still want a run."""
+    def backfill(self, name: str, ticks: list[str], only: str, actor: str) -> tuple[list[Json], str]:
+        """Queues and returns runs for the past ticks that still want a run; and why it ended before the last."""
         params = self.row(name)["options"]["params"]
         made: list[Json] = []
         for tick in ticks:
@@ -14055,12 +14066,12 @@ class Agenda:
             about = {"scheduled_for": tick, "retry_of": latest and latest["run_id"]}
             try:
                 run_id, _, _ = self.store.add_run(name, params, None, "backfill", actor, **about)
-            except (QueueFull, OverQuota):
+            except (QueueFull, OverQuota) as refused:
                 if not made:
                     raise
-                break
+                return made, f"{refused}; asked again later, it goes on"
             made.append({"scheduled_for": tick, "run_id": run_id})
-        return made
+        return made, ""
 
     def refresh(self, now: int) -> None:
         """Makes all expressions due: their ticks are computed anew, as time zones may have changed."""
@@ -25720,13 +25731,13 @@ const drawRuns = ([answer], {query}) => [filters(query, {name: ["pipeline", "any
   drawn(answer, ({runs, total, truncated, hint}) => [listed("Runs", runs, RUN, hint), div("bar", query.before &&
     button("Newest", () => filter({})), truncated && button("Older", () => filter({before: runs.at(-1).run_id})),
     faint(`${runs.length} of ${digits(total)}${truncated?.at_least ? " or more" : ""}`))])];
-const drawPipelines = ([answer], {query}) => drawn(answer, ({pipelines, hint}) => {
+const drawPipelines = ([answer], {query}) => drawn(answer, ({pipelines, total, hint}) => {
   const text = (row) => `${row.name} ${row.tags.join(" ")} ${row.description}`.toLowerCase(), rows =
     pipelines.filter((row) => text(row).includes(query.find?.toLowerCase() ?? ""));
   return [filters(query, {find: ["name, tag or words", "any"]}), listed("Pipelines", rows.map((row) =>
     ({...row, pipeline: row.name})), "pipeline last last_run_at next description", hint, {
     last: (row) => runLink(row.last_run_id, status(row.last_status)), next: (row) => row.held ? status("paused",
-      row.held) : when(row.next_at)})];
+      row.held) : when(row.next_at)}), p("faint", `${rows.length} of ${digits(total)}`)];
 });
 // --- A run.
 function askRun(place) {  // and its log: the 500 lines that the address names, or how the last ones go on

@@ -1693,3 +1693,19 @@ def test_a_daemon_that_was_down_catches_up_and_can_say_why(home: Tau) -> None:
     assert told["tick"]["cause"]["what"] == "daemon_down"
     assert f"daemon down from {before}" in told["answer"]
     home("shutdown")
+
+
+def test_a_backfill_that_the_queue_cuts_short_says_so(home: Tau) -> None:
+    (home.home / "tau.toml").write_text("[scheduler]\nmax_queued = 5\nmax_concurrent = 1\n")
+    home.start()
+    home.deploy_held()
+    home.deploy(
+        (home.work / "pipelines.py")
+        .read_text()
+        .replace("@pipeline", '@pipeline(schedule="0 6 * * *", start="2020-01-01")')
+    )
+    done = home("backfill", "it", "--from", "2020-01-01", "--to", "2020-02-01")
+    assert 0 < len(done["runs"]) < 31
+    assert "asked again later, it goes on" in done["hint"]
+    assert done["truncated"]["get"].startswith("tau backfill it --from 2020-01-01 --to 2020-02-01")
+    home("shutdown", "--cancel")
