@@ -986,6 +986,14 @@ MIGRATIONS = (
     -- The oldest waiting run of each pipeline is found for each trigger: a long backfill must not hide what else waits.
     DROP INDEX runs_waiting;
     CREATE INDEX runs_waiting ON runs (pipeline, trigger, run_id) WHERE status = 'queued';
+
+    -- What has ended is found behind whatever waits.
+    CREATE INDEX runs_ended ON runs (run_id) WHERE finished_at IS NOT NULL;
+
+    -- More columns are watched: the others would be new ones.
+    DELETE FROM baselines WHERE EXISTS (
+        SELECT 1 FROM json_each(seen) s WHERE (SELECT count(*) FROM json_each(s.value, '$.columns')) >= 50
+    );
     """,
 )
 
@@ -1199,7 +1207,7 @@ def observation_summary(observed: list[Json]) -> Json:
 COUNTS_MIN, COUNTS_MAX = 5, 20
 #: By how much the share of missing values must grow to count as drift.
 NULLS_GROWTH = 0.2
-BASELINE_BYTES_MAX = 1 << 20
+BASELINE_BYTES_MAX = 256 << 10
 
 
 def differences(before: Json, now: Json) -> list[Json]:
@@ -4402,7 +4410,9 @@ def read_line(words: Sequence[str]) -> tuple[str, Json]:
     if len(others) <= len(places) and not any(word.startswith("-") for word in others):
         # Without options there is no need for argparse, whose import takes as long as the answer.
         return name, dict(zip(places, others))  # noqa: B905 (some may be left out)
-    return name, vars(parser_of(name).parse_intermixed_args(others))
+    parser = parser_of(name)
+    parse = parser.parse_args if "--" in others else parser.parse_intermixed_args  # which loses it
+    return name, vars(parse(others))
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:
@@ -5009,7 +5019,7 @@ class Patient:
                 schema, damage = db.execute("PRAGMA user_version").fetchone()[0], find_damage(db)
         except sqlite3.Error as problem:
             damage = str(problem)
-            if problem.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            if getattr(problem, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 return "fail", f"{path} cannot be read: {damage}", "make room on its disk, and look who may read it"
         damage = damage or (None if schema else "it is empty")
         if damage is not None:
@@ -6537,7 +6547,9 @@ async def retry(
     if old["status"] not in FINAL:
         raise Conflict(f"run {run_id} is {old['status']}", shell_line("tau", "wait", run_id))
     for upstream in (old["upstream"] or {}).values():
-        call.ask.run(upstream)  # whose result it would lack
+        if call.ask.row("SELECT 1 FROM runs WHERE run_id = ?", upstream) is None:
+            wrong = f"the result that {run_id} has followed is removed, with run {upstream}"
+            raise NotFound(wrong, shell_line("tau", "run", old["pipeline"]))
     versions = {"live": None, "same": old["version"]}
     if version not in versions and not re.fullmatch("[0-9]{1,9}", version):
         raise BadRequest(f"there is no version '{version}'", "live, same, or a number")
@@ -9154,8 +9166,9 @@ def taud() -> int:
     try:
         obey(words, ServiceManager(os.environ))  # first, as no child may inherit its variables
     except TauError as problem:
-        home = find_home(vars(taud_parser().parse_args(words))["home"])
-        problem.hint = problem.hint.replace("taud --restore", shell_line("taud", *home_words(home), "--restore"))
+        if "taud --restore" in problem.hint:
+            home = find_home(vars(taud_parser().parse_args(words))["home"])
+            problem.hint = problem.hint.replace("taud --restore", shell_line("taud", *home_words(home), "--restore"))
         return complain(problem, words)
     except OSError as problem:
         refused: TauError = Conflict(f"taud cannot start: {problem}", "check --home, --port and the configuration")
@@ -12315,8 +12328,7 @@ class Facts:
             fields = [getattr(node, name, None) for name in ("value", "iter", "context_expr")]
             single = [getattr(node, name, None) for name in ("target", "optional_vars")]
             targets = [*getattr(node, "targets", ()), *filter(None, single)]
-            words = [{word_of(part) for part in ast.walk(target)} for target in targets]
-            names = set[str]().union(*(some for some in words if "ctx" not in some))  # ctx.state is for the next run
+            names = {word_of(part) for target in targets for part in ast.walk(target)} - {"ctx"}  # each check has it
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 names = {(alias.asname or alias.name).split(".")[0] for alias in node.names}
             elif type(node).__name__ in FUNCTIONS:
@@ -15085,7 +15097,7 @@ def settle_copy(store: Store, copy: sqlite3.Connection, schema: int, path: str, 
     revoke = "UPDATE keys SET revoked_at = ? WHERE sha256 = ? AND revoked_at IS NULL"
     copy.executemany(revoke, revoked)
     store.event("store.restored", None, None, {"file": os.path.basename(path), **ended})
-    beyond = int(store.clock.time() * 1000)  # numbers that the events which it undoes cannot have had
+    beyond = max(int(store.clock.time() * 1000), 1 << 30)  # numbers that the events which it undoes cannot have had
     copy.execute("UPDATE events SET seq = seq + ? WHERE seq > ?", (beyond, last))
     copy.execute("COMMIT")
     keys = [pick(row, "name", "scope", "status") for row in store.sql.keys(store.now(), None)]
@@ -15806,17 +15818,17 @@ NOWHERE = {"journal": 0, "stdout": 0, "stderr": 0, "n": 0}
 STEP_COLUMNS = ("run_id", "attempt", "step", "parent", "name", "path", "started_at", "n", *NEW_STEP)
 LOG_COLUMNS = ("run_id", "attempt", "n", "at", "level", "step", "stream", "message", "fields")
 OBSERVATION_COLUMNS = ("run_id", "attempt", "n", "kind", "at", "step", "name", "data")
-#: The 100 places that a pipeline used last are remembered.  No step of ours writes a longer list than this.
+#: The 300 places that a pipeline used last are remembered.  No step of ours writes a longer list than this.
 ADD_LINEAGE = """
     INSERT OR REPLACE INTO lineage (how, place, resource, pipeline, run_id, version, at)
     SELECT DISTINCT json_extract(p.value, '$.how') AS way, json_extract(p.value, '$.place'),
     json_extract(p.value, '$.resource'), :pipeline, :run_id, :version, :at FROM steps s, json_each(s.places) p
     WHERE run_id = :run_id AND attempt = :attempt AND length(places) < 20000 AND (way = 'reads' OR status = 'success')
-    LIMIT 1000
+    LIMIT 300
 """
 CUT_LINEAGE = """
     DELETE FROM lineage WHERE pipeline = :pipeline
-    AND at <= (SELECT at FROM lineage WHERE pipeline = :pipeline ORDER BY at DESC LIMIT 1 OFFSET 1000)
+    AND at <= (SELECT at FROM lineage WHERE pipeline = :pipeline ORDER BY at DESC LIMIT 1 OFFSET 300)
 """
 SEEN_STEPS = """
     SELECT path, coalesce(rows_out, rows_in, 0) AS rows, columns, coalesce(nulls, '{}') AS nulls,
@@ -16280,9 +16292,11 @@ class Questions(Sql):
         shown, seen = "run_id, pipeline, status, attempt, queued_at, started_at", {AMONG: among}
         live = self.page(f"{shown}, retry_at, progress", UNENDED, seen, "status DESC, run_id", limit)
         # To find the last end of all would take long.
-        newest = "(SELECT * FROM runs WHERE finished_at > '' ORDER BY run_id DESC LIMIT 1000)"
+        newest = (
+            "(SELECT * FROM runs INDEXED BY runs_ended WHERE finished_at IS NOT NULL ORDER BY run_id DESC LIMIT 1000)"
+        )
         shown += ", finished_at, duration_ms, json_remove(error, '$.frames', '$.facts') AS error"
-        ended = self.page(shown, newest, {"finished_at > ''": (), **seen}, "finished_at DESC", limit)
+        ended = self.page(shown, newest, seen, "finished_at DESC", limit)
         due, shown = {f"due_at > '' AND {NOT_PAUSED}": (), **seen}, "pipeline, next_at AS tick_at"
         return live[0], ended[0], self.page(shown, "schedules", due, "due_at, pipeline", limit)[0]
 
@@ -16414,7 +16428,7 @@ class Questions(Sql):
             "pipeline = ?": pipeline,
         }
         if not canary:
-            conditions[f"coalesce(pipeline, '') NOT LIKE '%{CANARY}'"] = ()
+            conditions[f"'/' || coalesce(pipeline, '') NOT LIKE '%/{CANARY}'"] = ()
         condition, values = where({**conditions, f"{FULL_TYPE} IN (SELECT value FROM json_each(?))": types})
         some = f"SELECT {EVENT_COLUMNS} FROM events{condition} ORDER BY seq"
         if since is None:
@@ -18090,7 +18104,8 @@ def become_run(source: int, ahead: bool) -> NoReturn:
         if (numpy := sys.modules.get("numpy.random")) is not None:
             numpy.seed()  # as a fork does for `random`
         for dice in DICE:
-            dice.seed()
+            with contextlib.suppress(Exception):  # a class of its own
+                dice.seed()
         with open(source, "rb") as file:
             file.read(len(KNOWN))
             born = settle_in()
@@ -18870,8 +18885,8 @@ def flush_files() -> None:
     files = [thing for thing in gc.get_objects() if issubclass(type(thing), kinds)]  # the fork server's are frozen
     for file in sorted(files, key=lambda file: not issubclass(type(file), io.TextIOWrapper)):
         with contextlib.suppress(OSError, ValueError):  # closed, or a pipe without a reader
-            is_standard = file in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
-            (file.flush if is_standard else file.close)()  # a packed file has an end to write
+            stays = file in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__) or not file.writable()
+            (file.flush if stays else file.close)()  # a packed file has an end to write
 
 
 # --- 47. Control groups -------------------------------------------------------------------
@@ -19621,8 +19636,11 @@ def changed_state(context: PipelineContext) -> Json:
     if state == (context._job.get("state") or {}):
         return {}
     own = omit(state, ("files_read",)) if isinstance(state, dict) else state
-    if decode(encode(own)) != own:
-        raise BadResult("ctx.state holds half a character: a file name that is no UTF-8? os.fsencode(name).hex()")
+    try:
+        json.dumps(own, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        wrong = "ctx.state holds half a character: a file name that is no UTF-8? os.fsencode(name).hex()"
+        raise BadResult(wrong) from None
     is_large = len(encode(own)) > STATE_BYTES_MAX or len(encode(state)) > 4 * STATE_BYTES_MAX
     if not isinstance(state, dict) or is_large:
         raise BadResult(f"ctx.state must be an object of at most {STATE_BYTES_MAX:,} bytes")
@@ -22290,6 +22308,8 @@ def listening(raised: list[BaseException]) -> Iterator[int]:
     while True:
         try:
             yield 0
+        except GeneratorExit:  # the connection is closed
+            return
         except BaseException as problem:
             raised.append(problem)
             yield 1
@@ -22329,7 +22349,9 @@ class SQLite(Warehouse):
             self.path, timeout=60.0, isolation_level=None, check_same_thread=False, detect_types=self.types_read
         )
         self.raised = raised = list[BaseException]()
-        made.set_progress_handler(listening(raised).__next__, 1_000_000)
+        listener = listening(raised)
+        next(listener)  # a signal is looked for where it resumes
+        made.set_progress_handler(listener.__next__, 1_000_000)
         return made
 
     def __enter__(self) -> SQLite:
@@ -22448,10 +22470,12 @@ class SqlStep(SQLite):
 
 
 def end_with_client(connection: Any, record: object) -> None:
-    """Has a PostgreSQL, from version 14 on, end what it executes once this process is gone."""
-    setting = "SELECT set_config(name, '1s', false) FROM pg_settings WHERE name = 'client_connection_check_interval'"
-    connection.cursor().execute(setting)
-    connection.commit()
+    """Has a PostgreSQL, from version 14 on and on Linux, end what it executes once this process is gone."""
+    found = "FROM pg_settings WHERE name = 'client_connection_check_interval' AND setting = '0'"
+    with contextlib.suppress(Exception):  # another server does without
+        connection.cursor().execute(f"SELECT set_config(name, '1s', false) {found}")
+        connection.commit()
+    connection.rollback()
 
 
 class Alchemy(Warehouse):
@@ -22474,7 +22498,7 @@ class Alchemy(Warehouse):
         if options and scheme == "duckdb":
             options["connect_args"] = {"read_only": True, "config": {"threads": 1}}
         try:
-            pings = scheme in ("postgresql", "mysql", "mariadb")  # a service may ask money for it
+            pings = scheme.partition("+")[0] in ("postgresql", "mysql", "mariadb")  # a service may ask money for it
             made = self.alchemy.create_engine(
                 f"{'+'.join([scheme, *drivers[:1]])}://{address}", pool_pre_ping=pings, **options
             )
@@ -22623,11 +22647,8 @@ class Alchemy(Warehouse):
                 self.connection.exec_driver_sql("SET LOCAL lock_timeout = '1min'")
         text = self.alchemy.text(query).execution_options(stream_results=batch_rows is not None)
         done = self.connection.execute(text, params)
-        if (
-            self.dialect == "duckdb"
-            and [*done.keys()] == ["Count"]
-            and (re.match(QUERY, query) is None or any(how == "writes" for how, _ in tables_in(query)))
-        ):
+        counts = self.dialect == "duckdb" and [*done.keys()] == ["Count"]
+        if counts and (re.match(QUERY, query) is None or any(how == "writes" for how, _ in tables_in(query))):
             return sum(int(row[0]) for row in done)
         return rows_of([*done.keys()], done, batch_rows) if done.returns_rows else int(done.rowcount)
 
@@ -23286,7 +23307,7 @@ BATCH_ROWS = 10_000
 ROWS_HINT = "rows are a list of dicts, one key a column"
 #: How many rows and columns a step looks at.
 OBSERVED_ROWS = 1_000
-OBSERVED_COLUMNS = 200
+OBSERVED_COLUMNS = 100
 
 
 class Ready:
@@ -24385,7 +24406,8 @@ class Step:
         attempt, status, more = self.attempt, "success", ""
         attempt.open.pop(self.number, None)
         is_end = isinstance(problem, SystemExit) and problem.code in (None, 0)
-        if problem is not None and not is_end and not isinstance(problem, GeneratorExit):
+        is_end |= isinstance(problem, GeneratorExit) and not attempt.stopped
+        if problem is not None and not is_end:
             if attempt.step_of(problem) is None:
                 vars(problem)["tau_step"] = self.path
             status = "cancelled" if attempt.stopped else "failed"

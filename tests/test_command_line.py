@@ -664,6 +664,7 @@ def test_options_may_stand_before_the_last_word(tau: Tau) -> None:
     tau.deploy_it("def it(ctx): ...\n")
     assert tau("schedule", "it", "--timezone", "Europe/Zurich", "0 6 * * *")["cron"] == "0 6 * * *"
     tau("schedule", "it", "--clear")
+    assert "'-x'" in tau("show", "--json", "--", "-x", exit=3)["message"]
     (tau.home / "data" / "it").mkdir(parents=True, exist_ok=True)
     (path := tau.home / "data" / "it" / "peeked.csv").write_text("a\n1\n")
     assert tau("peek", "--in", "it", "peeked.csv")["rows"] == [{"a": "1"}]

@@ -66,6 +66,11 @@ def test_of_simultaneous_starts_exactly_one_serves(home: Tau) -> None:
     assert {start.returncode for start in starts} == {0}
 
 
+def test_a_word_that_taud_does_not_know_is_bad_usage(home: Tau) -> None:
+    done = run("taud", "--foo", cwd=home.work, environ=home.environ)
+    assert (done.exit, done.error["code"]) == (2, "bad_request")
+
+
 def test_hints_about_another_home_name_it(home: Tau) -> None:
     home.start("--port", str(free_port()))
     elsewhere = home.environ | {"TAU_HOME": str(home.work / "other")}

@@ -248,3 +248,12 @@ def test_a_preview_and_a_diff_tell_risks(tau: Tau) -> None:
     assert [{key: risk[key] for key in told[0]} for risk in row["risks"]] == told
     tau("deploy", path)
     assert tau("diff", "judged", "--versions", 1, 2)["risks"] == row["risks"]
+
+
+@pytest.mark.parametrize("line", ['ctx.state["n"], limit = 1, {}', 'ctx.state["limit"] = {}', "ctx.limit = limit = {}"])
+def test_a_check_that_is_defused_through_ctx_is_seen(line: str) -> None:
+    read = "ctx.state['limit']" if line.startswith("ctx.state['l") or 'state["limit"]' in line else "limit"
+    body = f"    {line}\n    ctx.check(len(ctx.extract('a.csv')) > {read})\n"
+    old, new = (f"from tau import pipeline\n@pipeline\ndef it(ctx):\n{body.format(n)}" for n in (100, 0))
+    found = module.find_risks({"it.py": old.encode()}, {"it.py": new.encode()})
+    assert "check_edited" in {risk["risk"] for risk in found}

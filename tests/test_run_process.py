@@ -1062,6 +1062,21 @@ def test_no_way_of_working_loses_what_it_has_done(tau: Tau) -> None:
             ctx.state["name"] = b"caf\\xe9".decode("utf-8", "surrogateescape")
 
         @pipeline
+        def large(ctx):
+            ctx.state["id"] = 10**20
+
+        @pipeline
+        def counts(ctx):
+            query = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300000) SELECT count(*) FROM n"
+            ctx.sql(query, connection="sqlite:///new.db")
+
+        @pipeline
+        def pumps(ctx):
+            import subprocess, threading
+            helper = subprocess.Popen(["sleep", "30"], stdout=subprocess.PIPE, text=True)
+            threading.Thread(target=helper.stdout.read, daemon=True).start()
+
+        @pipeline
         def leaves(ctx):
             def rows():
                 with ctx.step("rows"):
@@ -1094,6 +1109,9 @@ def test_no_way_of_working_loses_what_it_has_done(tau: Tau) -> None:
     assert (run("group")["status"], run("group")["attempt"]) == ("success", 2)
     assert "half a character" in run("state")["error"]["message"]
     assert [step["status"] for step in run("leaves")["trace"]["steps"]] == ["success"]
+    assert run("large")["status"] == "success"
+    assert run("counts")["trace"]["log_tail"] == []
+    assert run("pumps")["trace"]["log_tail"] == []
     failed = run("bytes_")
     assert "xxx" in failed["error"]["frames"][-1]["locals"]["body"]
     assert "more than 10,000 steps: the others are not kept" in run("many")["trace"]["log_tail"]
