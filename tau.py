@@ -4146,7 +4146,7 @@ def next_of_try(document: Json, params: Json) -> Json:
         return document | {"next": [shell_line("tau", *sys.argv[1:])]}
     given = {"files": params["files"][0]["from"], "verify": params.get("like"), "take_over": "like" in params}
     given["allow"] = params.get("allow")
-    which = document.get("pipeline") if "like" in params else None
+    which = document.get("pipeline", "").rpartition("/")[2] or None if "like" in params else None
     given |= {"entry": params.get("entry"), "name": params.get("name", which)}
     include = dict.fromkeys(file["from"] for file in params.get("include", ()))
     line = OPERATIONS["deploy"].line(given)
@@ -5345,6 +5345,7 @@ PROFILE = "column kind nulls distinct least greatest odd shapes"
 
 
 def cut_words(cut: Json) -> str:
+    """How a list is cut, for a person."""
     count, how = ("{total} or more", "more") if "at_least" in cut else ("{total}", "all")
     return f"{{shown}} of {count}; {how}: {{get}}".format_map(cut)
 
@@ -14057,12 +14058,12 @@ class Agenda:
         return {"run_id": run_id, "scheduled_for": at, "changed": is_new}
 
     def make_room(self, run_id: str, actor: str = "scheduler") -> bool:
-        """Ends a run that a later tick replaces; returns True if it is live and must be stopped."""
+        """Ends a run that a later tick replaces or somebody cancels; returns whether it is live and must be stopped."""
         if self.store.cancel_waiting(run_id, actor):
             return False
         live = "SELECT attempt FROM runs r JOIN attempts USING (run_id, attempt)"
         live += " WHERE run_id = ? AND r.status = 'running' AND stopping IS NOT 'cancelled'"
-        if (attempt := self.sql.value(live, run_id)) is not None:  # else an earlier tick has ended it
+        if (attempt := self.sql.value(live, run_id)) is not None:  # else somebody has ended it before
             self.store.event("run.cancelling", self.sql.owner(run_id), None, {"run_id": run_id}, actor)
             self.store.note_stopping(run_id, attempt, "cancelled")  # the daemon may die before it stops the run
         return True
