@@ -14250,7 +14250,7 @@ class Agenda:
         for row in self.sql.rows("SELECT * FROM schedules WHERE next_at IS NOT NULL"):
             every = int(row["options"]["every_s"] or 0)
             if not every:
-                if instant_of(row["watermark_at"]) > now:  # else it would be silent until that time comes again
+                if instant_of(row["watermark_at"]) > now + DAY_S:  # else it would be silent until that time comes again
                     self.save(row | {"watermark_at": rfc3339(now)})
                 continue
             first = max(instant_of(row["next_at"]) - (before - now), now + 1)
