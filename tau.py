@@ -8655,7 +8655,8 @@ All options of @pipeline (durations are seconds or text: "15m"), and the context
 <api context>
 
 - Params come after ctx, by name, with annotations.  With a schedule each needs a default, which its runs have.
-- Relative paths, also sqlite:///shop.db, are in ctx.data_dir, data/NAME of the daemon's home.
+- Relative paths, also sqlite:///shop.db, are in ctx.data_dir, data/NAME of the daemon's home,
+  or namespaces/NS/data/NAME.
 - Extract, transform, load and sql are steps with rows: do not write csv, sqlite3 or urllib by hand.  A place is a
   path, a URL of files, http or a database, a connection of tau.toml, or an @source: `tau help places`.
 - Cells of CSV are text; types= gives types, True guesses them.
@@ -8733,8 +8734,8 @@ incident, which stays open until the pipeline succeeds.
    changed since the last success, rows of the failing step, and `next`: commands that work as they are.
 3. Find the cause.  What changed: `tau diff NAME`.  The data: `tau peek PLACE RESOURCE --in NAME --profile`.  Who
    writes it: `tau lineage PLACE`.  Who deployed what, and why: `tau versions NAME`.
-4. Mend.  `tau code NAME --out fix`, edit, and rehearse it with what the failed run had: `tau try fix/FILE.py --like
-   RUN` changes nothing and tells what it would change.  `tau deploy fix/FILE.py --take-over --probation 3 --reason
+4. Mend.  `tau code NAME --out fix`, edit, and rehearse it with what the failed run had: `tau try fix --like
+   RUN` changes nothing and tells what it would change.  `tau deploy fix --take-over --probation 3 --reason
    "why"` goes back by itself if it fails anew.  Is the source down?  `tau pause NAME --reason "why"`, later resume.
 5. Prove.  `tau retry RUN` runs it again with the same params on the live version.  Success closes the incident.
    `tau backfill NAME --from TIME --only failed --dry-run` finds the ticks whose run has failed.
