@@ -684,6 +684,11 @@ def spell_id(number: int) -> str:
     return "".join(ID_LETTERS[number >> shift & 31] for shift in range(5 * (ID_LENGTH - 1), -1, -5))
 
 
+def is_run_id(text: str) -> bool:
+    """Whether a text has the form of a whole run id."""
+    return len(text) == ID_LENGTH and text.isalnum()
+
+
 def read_id(text: str) -> int:
     number = 0
     for letter in text:
@@ -2017,6 +2022,11 @@ def written_content(content: bytes) -> Json:
         return {"text": content.decode("utf-8")}
     except UnicodeDecodeError:
         return {"base64": base64.b64encode(content).decode("ascii")}
+
+
+def as_files(sources: Mapping[str, bytes]) -> list[Json]:
+    """Files as the wire has them."""
+    return [{"path": path, **written_content(content)} for path, content in sources.items()]
 
 
 def read_content(file: Json) -> bytes:
@@ -4145,9 +4155,8 @@ def next_of_try(document: Json, params: Json) -> Json:
     if document["status"] != "success":
         return document | {"next": [shell_line("tau", *sys.argv[1:])]}
     given = {"files": params["files"][0]["from"], "verify": params.get("like"), "take_over": "like" in params}
-    given["allow"] = params.get("allow")
     which = document.get("pipeline", "").rpartition("/")[2] or None if "like" in params else None
-    given |= {"entry": params.get("entry"), "name": params.get("name", which)}
+    given |= {"allow": params.get("allow"), "entry": params.get("entry"), "name": params.get("name", which)}
     include = dict.fromkeys(file["from"] for file in params.get("include", ()))
     line = OPERATIONS["deploy"].line(given)
     return document | {"next": [near(f"{line} {shell_line('--include', *include)}" if include else line)]}
@@ -4934,15 +4943,16 @@ class Patient:
         self.settings, self.wrong = attempt(lambda: read_settings({}, self.config))
         self.database = database_path(self.settings.get("url", "sqlite:///tau.db"), self.home)
         uid = os.stat(self.home).st_uid if os.path.exists(self.home) else os.geteuid()
-        #: Whether another user's daemon answers, to whom what is in the home belongs.
-        self.is_visitor = bool(self.status) and uid != os.geteuid()
+        #: To whom what is in the home must belong: whose daemon answers, else who asks.
+        self.owner = uid if self.status else os.geteuid()
+        self.is_visitor = self.owner != os.geteuid()
         while not os.path.exists(self.place):  # what there is of its path: it is on another machine, or not made yet
             self.place = os.path.dirname(self.place)
 
     def look_at_home(self) -> Finding:
         home = self.home
         if self.is_visitor:
-            return f"{home} is of uid {os.stat(home).st_uid}, whose daemon answers"
+            return f"{home} is of uid {self.owner}, whose daemon answers"
         if not os.access(self.place, os.W_OK | os.X_OK):
             return "fail", f"{self.place} cannot be written", "mount it writable, or choose another home: --home"
         if self.place != home:
@@ -5023,11 +5033,8 @@ class Patient:
                 return "fail", f"{path} cannot be read: {damage}", "make room on its disk, and look who may read it"
         damage = damage or (None if schema else "it is empty")
         if damage is not None:
-            return (
-                "fail",
-                f"{path}: {damage}",
-                shell_line("taud", *home_words(self.home), "--restore", "FILE", "--replace"),
-            )
+            remedy = shell_line("taud", *home_words(self.home), "--restore", "FILE", "--replace")
+            return "fail", f"{path}: {damage}", remedy
         if schema > len(MIGRATIONS):
             return "fail", f"{path} was written by a newer Tau (schema {schema})", "use the newer Tau"
         return f"{path}, {size(os.path.getsize(path))}, schema {schema}"
@@ -5036,8 +5043,8 @@ class Patient:
         path = os.path.join(self.home, "tau.sock")
         if not os.path.lexists(path):
             return "the daemon listens elsewhere" if self.status else "there is none"
-        about, owner = os.lstat(path), os.stat(self.home).st_uid if self.is_visitor else os.geteuid()
-        if not stat.S_ISSOCK(about.st_mode) or about.st_uid != owner or about.st_mode & 0o007:
+        about = os.lstat(path)
+        if not stat.S_ISSOCK(about.st_mode) or about.st_uid != self.owner or about.st_mode & 0o007:
             return "fail", f"{path} is not a socket of ours alone", f"find out who made it, then remove {path}"
         return path
 
@@ -6303,7 +6310,7 @@ def code(
     sources = visible_sources(call, row["sha256"])
     document = pick(row, "pipeline", "version", "sha256", "entry", "deployed_at")
     if out is not None:
-        return document | {"files": [{"path": path, **written_content(it)} for path, it in sources.items()]}
+        return document | {"files": as_files(sources)}
     return document | {"files": [*sources], "source": sources[row["entry"]].decode("utf-8", "replace")}
 
 
@@ -6619,7 +6626,7 @@ def runs(
 
 def past_id(text: str, zone: Zone) -> str:
     """The lowest run id of the instant that a text names: a time, how long ago it was, or a run by its id."""
-    if len(text) == ID_LENGTH and text.isalnum():
+    if is_run_id(text):
         return text
     try:
         return id_at(time.time() - parse_duration(text))
@@ -7186,7 +7193,7 @@ async def create(
     asked |= {"connections": connections, "secrets": [row["name"] for row in secrets["secrets"]]}
 
     async def take(answer: Json) -> Json:
-        done["files"] = as_files(answer["files"])
+        done["files"] = as_files(encoded(answer["files"]))
         done.update(rehearsal=await rehearse_new(call, name, done["files"]), deployed=False)
         return await deploy_new(call, name, done["files"], start) if deploy_ else {}
 
@@ -7245,15 +7252,15 @@ async def deploy_new(call: Call, name: str, files: list[Json], start: bool) -> J
     return {"deployed": True, "version": row["version"], "paused": paused, "next": [command]}
 
 
-def as_files(texts: Mapping[str, str]) -> list[Json]:
-    return [{"path": path, "text": text} for path, text in texts.items()]
-
-
 def agent_settings(call: Call) -> Json:
     healing: Json = call.settings["heal"]
     if not healing["command"]:
         raise BadRequest("[heal] names no agent", f"{HEAL_HINT} in tau.toml, then `kill -HUP` of taud or a restart")
     return healing
+
+
+def encoded(texts: Mapping[str, str]) -> Sources:
+    return {path: text.encode() for path, text in texts.items()}
 
 
 async def mend(call: Call, attempt: Json, healing: Json, auto: bool) -> Json:
@@ -7271,8 +7278,8 @@ async def mend(call: Call, attempt: Json, healing: Json, auto: bool) -> Json:
             done["retried_as"] = (await retry(call, run_id, wait=False))["run_id"]
         if answer["verdict"] != "change":
             return {"verdict": answer["verdict"].replace("escalate", "escalated")}
-        changed = sources | {path: text.encode() for path, text in answer["files"].items()}
-        files = [{"path": path, **written_content(content)} for path, content in changed.items()]
+        changed = sources | encoded(answer["files"])
+        files = as_files(changed)
         done["diff"] = compare_sources(sources, changed)
         proof = {"verify": run_id, "probation": healing["probation"], "expect": attempt["version"]}
         deployed = await deploy(call, files, entry=entry, name=name, take_over=True, dry_run=not auto, **proof)
@@ -7681,6 +7688,9 @@ def secret_list(call: Call) -> Json:
             needed[namespace][name] = needed[namespace].get(name, False) or is_needed
             users[namespace, name] += by
 
+    def add_url(namespace: str, url: str, user: str) -> None:
+        add(namespace, dict.fromkeys(re.findall(SECRET_IN_URL, url), True), [user])
+
     own = f"SELECT {NAMESPACE_OF.format('pipeline')} AS namespace, secrets, json_group_array(pipeline) AS pipelines"
     for row in call.ask.rows(f"{own} FROM live WHERE secrets IS NOT NULL GROUP BY 1, 2"):
         if by := caller.sift(row["pipelines"]):
@@ -7689,14 +7699,14 @@ def secret_list(call: Call) -> Json:
         for name, table in settings["notify"].items():
             key = table.get("secret", SIGNING_KEY)
             url = table.get("url", "") + f"${{{key}}}" * (not key.startswith(SIGNING_KEY))
-            add(DEFAULT_NAMESPACE, dict.fromkeys(re.findall(SECRET_IN_URL, url), True), [f"notify {name}"])
+            add_url(DEFAULT_NAMESPACE, url, f"notify {name}")
     secrets: list[Json] = []
     for namespace in call.ask.namespaces(caller.namespace):
         room = Room(call.store, f"{namespace}/")
         folder, environ = room.secrets
         if not caller.patterns:
             for name, table in room.connections.items():
-                add(namespace, dict.fromkeys(re.findall(SECRET_IN_URL, table["url"]), True), [f"connection {name}"])
+                add_url(namespace, table["url"], f"connection {name}")
             add(namespace, dict.fromkeys(secrets_below(folder), False), [])
         for name, place in places_of(needed[namespace], folder, environ).items():
             about = {"name": name, "found": place, "used_by": sorted(users[namespace, name]), "namespace": namespace}
@@ -15545,10 +15555,11 @@ class Store:
 
     def with_files_read(self, run: Json, state: Json) -> Json:
         """Adds to a state the files that runs beside this one have read."""
+        if not isinstance(own := state.get("files_read"), dict):
+            return state
         later = "SELECT state FROM states WHERE pipeline = ? AND updated_at > ?"
         beside = (self.sql.row(later, run["pipeline"], run["started_at"]) or {"state": {}})["state"].get("files_read")
-        own = state.get("files_read")
-        if not isinstance(beside, dict) or not isinstance(own, dict):
+        if not isinstance(beside, dict):
             return state
         lists = {at: (marks, beside.get(at, [])) for at, marks in (beside | own).items()}
         if any(not isinstance(it, list) or {*map(type, it)} - {str} for pair in lists.values() for it in pair):
@@ -15801,9 +15812,11 @@ LAST_OPEN = """
     SELECT incident, pipeline, last_run AS run_id, version FROM incidents JOIN pipelines ON name = pipeline
     WHERE pipeline = ? AND status = 'open' ORDER BY last_at DESC LIMIT 1
 """
+#: A good fix uses up no attempt.
+NOT_FIXED = "verdict IS NOT 'fixed'"
 #: A bound of [heal] → the attempts that it counts.
 HEALS_COUNTED = {
-    "attempts": "incident = :incident AND verdict IS NOT 'fixed'"
+    "attempts": f"incident = :incident AND {NOT_FIXED}"
     " AND began_at > (SELECT first_at FROM incidents WHERE incident = h.incident)",
     "per_day": "began_at > :day",
     "at_once": "ended_at IS NULL",
@@ -16229,7 +16242,7 @@ class Questions(Sql):
         try:
             return self.find_run(name)
         except NotFound:
-            if len(name) == ID_LENGTH and name.isalnum():
+            if is_run_id(name):
                 raise
             raise self.unknown(name) from None
 
@@ -16423,14 +16436,8 @@ class Questions(Sql):
     ) -> Json:
         """Returns the first events after *since*, or the last ones, and whether some are deleted."""
         last = self.last_event()  # later ones are for the next question
-        conditions: Json = {
-            "seq <= ?": last,
-            "seq > ?": since,
-            f"({AMONG} OR {OF_ALL})": among,
-            "pipeline = ?": pipeline,
-        }
-        if not canary:
-            conditions[f"'/' || coalesce(pipeline, '') NOT LIKE '%/{CANARY}'"] = ()
+        conditions = {"seq <= ?": last, "seq > ?": since, f"({AMONG} OR {OF_ALL})": among, "pipeline = ?": pipeline}
+        conditions["'/' || coalesce(pipeline, '') NOT LIKE ?"] = None if canary else f"%/{CANARY}"
         condition, values = where({**conditions, f"{FULL_TYPE} IN (SELECT value FROM json_each(?))": types})
         some = f"SELECT {EVENT_COLUMNS} FROM events{condition} ORDER BY seq"
         if since is None:
@@ -16614,9 +16621,9 @@ INCIDENT_RUNS = f"""
     ORDER BY run_id DESC LIMIT min(:count, 10)
 """
 #: Pipelines that may be healed, by [heal]: with an open incident that nobody works on, and failures since an attempt.
-TO_HEAL = """
+TO_HEAL = f"""
     SELECT DISTINCT i.pipeline FROM incidents i JOIN live l ON l.pipeline = i.pipeline
-    LEFT JOIN (SELECT incident, count(*) FILTER (WHERE verdict IS NOT 'fixed') AS n, max(began_at) AS last
+    LEFT JOIN (SELECT incident, count(*) FILTER (WHERE {NOT_FIXED}) AS n, max(began_at) AS last
         FROM heals GROUP BY incident) h USING (incident)
     WHERE i.incident = (SELECT incident FROM incidents WHERE pipeline = i.pipeline AND status = 'open'
         ORDER BY last_at DESC LIMIT 1)
