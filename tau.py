@@ -6556,7 +6556,7 @@ async def retry(
         raise Conflict(f"run {run_id} is {old['status']}", shell_line("tau", "wait", run_id))
     for upstream in (old["upstream"] or {}).values():
         if call.ask.row("SELECT 1 FROM runs WHERE run_id = ?", upstream) is None:
-            wrong = f"the result that {run_id} has followed is removed, with run {upstream}"
+            wrong = f"{run_id} followed run {upstream}, which has been removed with its result"
             raise NotFound(wrong, shell_line("tau", "run", old["pipeline"]))
     versions = {"live": None, "same": old["version"]}
     if version not in versions and not re.fullmatch("[0-9]{1,9}", version):
@@ -7485,7 +7485,7 @@ async def pause(
     healing: bool = False,
     reason: str = "on request",
 ) -> Json:
-    """Pause a pipeline: its schedule and its upstream start nothing; what waits already and `tau run` do.
+    """Pause a pipeline: its schedule and its upstream start nothing; what waits already runs, and so does `tau run`.
 
     all           everything
     healing       only the agent of [heal]: it begins nothing
@@ -14271,7 +14271,7 @@ class Agenda:
 
 
 def undecided(row: Json, now: int) -> int:
-    """Returns after what instant the next tick of a schedule is: jitter may delay one that has been."""
+    """Returns the instant after which the next tick of a schedule lies.  A tick that jitter delays is still to come."""
     return min(now, instant_of(row["next_at"]) - 1) if row["due_at"] and instant_of(row["due_at"]) > now else now
 
 
@@ -20443,7 +20443,7 @@ class Rehearsal:
                 raise
             part.commit()
 
-        before = {name: getattr(connection, name) for name in ("commit", "rollback", "close")}  # a load's that reads
+        before = {name: getattr(connection, name) for name in ("commit", "rollback", "close")}  # of an open load
         vars(connection).update(commit=commit, rollback=part.rollback, close=lambda: vars(connection).update(before))
         return connection
 
@@ -22414,7 +22414,7 @@ class SQLite(Warehouse):
         if cursor.description is None:
             if cursor.rowcount >= 0 or self.connection.total_changes == before:
                 return int(cursor.rowcount)
-            return int(self.connection.execute("SELECT changes()").fetchone()[0])  # of WITH … it does not know it
+            return int(self.connection.execute("SELECT changes()").fetchone()[0])  # the module does not count for WITH
         return rows_of([column[0] for column in cursor.description], cursor, batch_rows)
 
     def change(self, statement: str, rows: Cells, at_once: bool = False) -> int:
