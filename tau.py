@@ -2478,36 +2478,10 @@ def read_settings(flags: Mapping[str, Any], config: str | None) -> Json:
     if not settings["api_key"] and (folder := os.environ.get("CREDENTIALS_DIRECTORY")):
         path = os.path.join(folder, KEY_CREDENTIAL)
         settings["api_key"] = read_text(path, "see LoadCredential= of the unit", missing="").strip()
-    find_zone(settings["timezone"])
+    Zone(settings["timezone"])  # BadRequest if there is no such zone
     for section, (_, defaults, _) in NAMED_TABLES.items():
         settings[section] = {name: defaults | table for name, table in file.get(section, {}).items()}
     return settings | {"heal": HEAL_DEFAULTS | file.get("heal", {})}
-
-
-def find_zone(name: str) -> datetime.tzinfo:
-    """A time zone; BadRequest unless the system knows it."""
-    try:
-        return datetime.UTC if name == "UTC" else zoneinfo.ZoneInfo(name)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        raise BadRequest(f"there is no time zone '{name}'", zone_hint(name)) from None
-
-
-def zone_hint(name: str) -> str:
-    """Says what to write instead of a name; guesses no place."""
-    example, word = "for example Europe/London", name.upper()
-    offset = re.fullmatch(r"(?:UTC|GMT)?([+-]\d\d?)(?::?00)?", word)
-    hours = int(offset[1]) if offset else 0
-    if word in ("Z", "ZULU", "UTC", "GMT") or (offset and not hours):
-        return "write UTC"
-    if offset and -12 <= hours <= 14:
-        return f"that is Etc/GMT{-hours:+}, signed the other way round; a place, {example}, has summer time too"
-    if re.fullmatch(r"[A-Z]{2,4}(\d[A-Z]*)?", name):
-        places = "America/Los_Angeles, Europe/London, Asia/Kolkata"
-        return f"an abbreviation stands for several zones: name the place whose clock is meant, such as {places}"
-    known = {zone for zone in zoneinfo.available_timezones() if not zone.startswith("Etc/")}
-    place = word.rpartition("/")[2]
-    same = [zone for zone in known if f"/{zone}".upper().endswith(f"/{place}")]
-    return f"did you mean '{min(same)}'?" if same else did_you_mean(name, known if "/" in name else (), example)
 
 
 EXECUTOR_KEYS = {
@@ -3621,10 +3595,14 @@ CORRECTION_S = 3 * 3_600
 
 
 class Zone:
-    """A time zone, seen as a wall clock: how far it is ahead of UTC, and when it is set."""
+    """A time zone that the system knows, seen as a wall clock: how far it is ahead of UTC, and when it is set."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.info = name, find_zone(name)
+        self.name = name
+        try:
+            self.info = datetime.UTC if name == "UTC" else zoneinfo.ZoneInfo(name)
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+            raise BadRequest(f"there is no time zone '{name}'", zone_hint(name)) from None
 
     def shown(self, at: int) -> datetime.datetime:
         return datetime.datetime.fromtimestamp(at, self.info)
@@ -3664,6 +3642,24 @@ class Zone:
         if at + self.offset(at) == wall:
             return at
         return (self.change(at - 86_400, at + 86_400) or (at,))[0]
+
+
+def zone_hint(name: str) -> str:
+    """Says what to write instead of a name; guesses no place."""
+    example, word = "for example Europe/London", name.upper()
+    offset = re.fullmatch(r"(?:UTC|GMT)?([+-]\d\d?)(?::?00)?", word)
+    hours = int(offset[1]) if offset else 0
+    if word in ("Z", "ZULU", "UTC", "GMT") or (offset and not hours):
+        return "write UTC"
+    if offset and -12 <= hours <= 14:
+        return f"that is Etc/GMT{-hours:+}, signed the other way round; a place, {example}, has summer time too"
+    if re.fullmatch(r"[A-Z]{2,4}(\d[A-Z]*)?", name):
+        places = "America/Los_Angeles, Europe/London, Asia/Kolkata"
+        return f"an abbreviation stands for several zones: name the place whose clock is meant, such as {places}"
+    known = {zone for zone in zoneinfo.available_timezones() if not zone.startswith("Etc/")}
+    place = word.rpartition("/")[2]
+    same = [zone for zone in known if f"/{zone}".upper().endswith(f"/{place}")]
+    return f"did you mean '{min(same)}'?" if same else did_you_mean(name, known if "/" in name else (), example)
 
 
 CRON_DAYS = "[0-7]|sun|mon|tue|wed|thu|fri|sat"
