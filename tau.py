@@ -3932,7 +3932,7 @@ def times_of(options: Json, anchor: int, zone: Zone, read: Callable[[str, Zone],
         times = Times("once", lambda after: iter([(at, False)] if at > after else []))
     else:
         return None
-    return times if start == end else Times(times.kind, times.ticks, start or 0, end or TIME_MAX)
+    return Times(times.kind, times.ticks, start or 0, end or TIME_MAX) if start or end else times
 
 
 def delay_of(pipeline: str, jitter_s: float) -> int:
