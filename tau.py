@@ -2056,7 +2056,6 @@ class Address:
     """Where a daemon is: `unix:///path`, or a scheme of SCHEMES with a host; `host:port` means tcp."""
 
     def __init__(self, text: str) -> None:
-        self.text = text
         self.scheme, self.path = "unix", text.removeprefix("unix://")
         self.host, self.port, self.web, self.secure = "", 0, False, False
         if self.path != text:
@@ -2340,10 +2339,11 @@ def find_daemon(host: str | None, env: str | None, home: str | None, namespace: 
 
     The namespace that is meant there is named by a flag, by TAU_NAMESPACE, or by the environment.
     """
-    flags = (("--host", host), ("--env", env), ("--home", home))
-    named = (*flags, *((variable, os.environ.get(variable)) for variable in ("TAU_HOST", "TAU_ENV")))
-    origin, name = next((pair for pair in named if pair[1]), ("tau env use", ""))
-    if not (name := name or chosen_environment()) or origin == "--home":
+    named = {"--host": host, "--env": env, "--home": home}
+    named |= {variable: os.environ.get(variable) for variable in ("TAU_HOST", "TAU_ENV")}
+    origin = next(filter(named.get, named), "tau env use")
+    name = named.get(origin) or chosen_environment()
+    if not name or origin == "--home":
         peer = Peer("--home" if home else "home", find_home(home))
     elif origin in ("--host", "TAU_HOST"):
         peer = Peer(origin, find_home(home), name)
@@ -2375,12 +2375,8 @@ def environment_key(host: str) -> str:
     if os.environ.get("TAU_HOST") not in (None, "", host):
         return ""
     if path := os.environ.get("TAU_API_KEY_FILE"):
-        return read_key_file(path, "check TAU_API_KEY_FILE")
+        return parse_key(read_text(path, "check TAU_API_KEY_FILE"), path)
     return os.environ.get("TAU_API_KEY", "")
-
-
-def read_key_file(path: str, hint: str) -> str:
-    return parse_key(read_text(path, hint), path)
 
 
 def parse_key(text: str, origin: str) -> str:
@@ -2418,8 +2414,8 @@ def read_environments() -> dict[str, dict[str, str]]:
         place = f"{path}: [{name}]"
         check_name(name, *ENVIRONMENT_NAME)
         demand(ENVIRONMENT_SCHEMA, table, place, f'[{name}] host = "https://tau.example.com"')
-        if "api_key" in table:
-            demand_own(path)
+        if "api_key" in table and os.stat(path).st_mode & 0o077:
+            raise Forbidden(f"{path} holds a key and others can read or write it", shell_line("chmod", "600", path))
     return tables
 
 
@@ -2431,12 +2427,6 @@ def read_toml(path: str, hint: str, missing: str | None = None) -> Json:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as problem:
         raise BadRequest(f"{path}: {problem}", "it must be TOML") from None
-
-
-def demand_own(path: str) -> None:
-    """Raises Forbidden if other users can read or write a file."""
-    if os.stat(path).st_mode & 0o077:
-        raise Forbidden(f"{path} holds a key and others can read or write it", shell_line("chmod", "600", path))
 
 
 def named_environment(name: str, origin: str = "") -> dict[str, str]:
@@ -2640,9 +2630,7 @@ def secrets_below(folder: str) -> list[str]:
     return [it for it in names if re.fullmatch(SECRET_NAME, it) and os.path.isfile(secret_path(folder, it))]
 
 
-def usable_secret(
-    name: str, folder: str, environ: Mapping[str, str] = os.environ
-) -> tuple[str | None, str | None]:  # fmt: skip
+def usable_secret(name: str, folder: str, environ: Mapping[str, str]) -> tuple[str | None, str | None]:
     """Returns a secret and its place, or None for both if it is missing or unusable."""
     try:
         return read_secret(name, folder, environ)
@@ -2837,10 +2825,8 @@ PRIORITIES = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
 
 def stderr_is_journal() -> bool:
     """Whether stderr is systemd's stream to the journal, which $JOURNAL_STREAM names."""
-    if not (named := os.environ.get("JOURNAL_STREAM")):
-        return False
     stream = os.fstat(2)
-    return named == f"{stream.st_dev}:{stream.st_ino}"
+    return os.environ.get("JOURNAL_STREAM") == f"{stream.st_dev}:{stream.st_ino}"
 
 
 def printable(value: Any) -> Any:
@@ -2987,8 +2973,7 @@ def identity(pid: int) -> Json:
 
 
 def is_alive(process: Json) -> bool:
-    started: str | None = process["started"]
-    return process["boot"] == boot_id() and process_started(process["pid"]) == started
+    return identity(process["pid"]).items() <= process.items()
 
 
 #: A limit that the kernel keeps, inherits and shows, and does not apply ("Max file locks", RLIMIT_LOCKS): a run
@@ -3540,7 +3525,7 @@ def parse_duration(value: float | str, name: str = "the duration") -> float:
 def parse_size(value: int | str) -> int:
     """Bytes, from a number or a text like `2G`, which counts in powers of 1,024; BadRequest for anything else."""
     parts = re.fullmatch(r"(\d+)([KMGT]?)(?:i?B)?", str(value), re.IGNORECASE | re.ASCII)
-    size = int(parts[1]) << 10 * " KMGT".index(parts[2].upper() or " ") if parts and value is not True else 0
+    size = int(parts[1]) << 10 * " KMGT".index(parts[2].upper() or " ") if parts else 0
     if not 64 << 20 <= size < 1 << 50:
         raise BadRequest(f"expected a size from 64M, not {value!r}", '"512M", "2G"')
     return size
@@ -11666,7 +11651,7 @@ def configured_keys(settings: Json) -> list[bytes]:
         digests.append(bytes.fromhex(text))
     keys = [settings["api_key"]]
     if path := settings["api_key_file"]:
-        keys.append(read_key_file(path, "see [auth] in the configuration"))
+        keys.append(parse_key(read_text(path, "see [auth] in the configuration"), path))
         check_private(path)
     for key in filter(None, keys):
         if len(key) < KEY_CHARACTERS_MIN:
