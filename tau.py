@@ -1312,7 +1312,7 @@ DEATH = (
     "at:time mono:amount exit_code:integer? signal:integer? reason:line? cpu_ms:amount? max_rss_bytes:amount?"
     " import_saved_ms:amount?"
 )
-#: Options of a pipeline that are numbers: whoever loads a deployed file is not believed either.
+#: Options of a pipeline with bounds: whoever loads a deployed file is not believed either.
 OPTION_BOUNDS: dict[str, Json] = {
     "retries": {"type": "integer", "minimum": 0, "maximum": 100},
     "retry_backoff": {"type": "number", "minimum": 1, "maximum": 100},
@@ -1320,6 +1320,8 @@ OPTION_BOUNDS: dict[str, Json] = {
     "max_concurrent": {"type": "integer", "minimum": 1, "maximum": 10_000},
     "priority": {"type": "integer", "minimum": 1, "maximum": 5},
     "pause_after_failures": {"type": "integer", "minimum": 1, "maximum": 1_000},
+    "overlap": {"enum": OVERLAPS},
+    "misfire": {"enum": MISFIRES},
 }
 #: Kind of a value → its JSON Schema, or the fields of an object: `name:kind`, which may be null if it ends with `?`,
 #: is a list if it ends with `*`, and an object of such values, by names of the user's, if it ends with `%`.
@@ -1357,8 +1359,6 @@ VALUES: dict[str, Json | str] = {
     "way": {"enum": ("in", "out")},
     "what": {"enum": ("removed", "added", "retyped", "nulls", "rows")},
     "found": {"enum": ("environment", "credentials", "home")},
-    "overlap": {"enum": OVERLAPS},
-    "misfire": {"enum": MISFIRES},
     # What user code made: secrets are hidden in its keys too.
     "any": {},
     "object": {"type": "object"},
@@ -1477,6 +1477,7 @@ def read_record(line: bytes, mask: Mask, *writers: str) -> Json:
 #: Annotations of texts that name a pipeline, a run (by the first characters of its id), or either.
 SUBJECTS = ("PipelineName", "RunId", "Subject")
 SECRET_NAME = r"[A-Za-z_][A-Za-z0-9_.-]{0,127}"
+STRINGS: Json = {"type": "array", "items": {"type": "string"}}
 #: annotation → its JSON Schema.  `| None` only makes an argument optional.
 KINDS: dict[str, Json] = {
     **{kind: {"type": "string"} for kind in ("str", "RunId", "EnvironmentName", "KeyName", "FilePath")},
@@ -1499,8 +1500,7 @@ KINDS: dict[str, Json] = {
     "Seq": {"type": "integer", "minimum": 0, "maximum": 1 << 53},
     "Json": {"type": "object"},
     "Texts": {"type": "object", "additionalProperties": {"type": "string"}},
-    "list[str]": {"type": "array", "items": {"type": "string"}},
-    "list[RunId]": {"type": "array", "items": {"type": "string"}},
+    **dict.fromkeys(("list[str]", "list[RunId]"), STRINGS),
     "list[Json]": {"type": "array", "items": {"type": "object"}},
 }
 #: argument of any operation → its allowed words; tests/test_completion.py has a row for each.
@@ -1516,53 +1516,47 @@ CHOICES: dict[str, Sequence[str]] = {
     "topic": tuple(TOPICS),
 }
 
-#: argument of several operations → its flags, and its meaning where an operation says nothing else of it.
-MEANINGS: dict[str, tuple[str, str]] = {
-    "run_id": ("--run", "which run: its id, or its first characters"),
-    "files": ("", 'the file, or a folder with all its files; on the wire a list of {"path", "text" or "base64"}'),
-    "include": ("", "modules and small data that go with it, files or folders; they lie beside it"),
-    "entry": ("", "load only this file of the folder, not the uppermost ones that use @pipeline"),
-    "params": ("", "what the pipeline sees as ctx.params: a JSON object, @file, or - for stdin"),
-    "texts": ("-p", "one of the params, KEY=VALUE: as JSON where the pipeline wants that, else as text"),
-    "wait": ("--detach", "do not wait (on the wire, wait=false): answer as soon as the run is durable"),
-    "key": (
-        "",
-        "idempotency key, a word of your own: it gives the same run, as long as that is kept, never a second one",
-    ),
-    "timeout": ("", "seconds to wait at most; the run goes on"),
-    "follow": ("", "print its events as JSON lines while it runs"),
-    "weight": ("", "its share of the slots against that of others, when all want more than there is"),
-    "max_running": ("", "runs at the same time; 0 means that there is no limit, here and below"),
-    "max_queued": ("", "runs that may wait"),
-    "runs_per_day": ("", "runs that may be queued on one day of UTC"),
-    "disk_bytes": ("--disk", "what its data, memos, journals, sources and rows may take together: 10G"),
-    "memory_bytes": (
-        "--memory",
-        "what the limits of its running runs may be together, of which each must have one: 2G",
-    ),
-    "executor": ("", "where all its runs run: an executor of tau.toml, or '' for where their pipelines say"),
-    "user": ("", "the system user that its code runs as, away from the home: taud must be root"),
-    "connections": ("--connection", "a connection of tau.toml that it may use; may be repeated"),
-    "variables": ("--variable", "a variable of the daemon that its runs may see; may be repeated"),
-    "reason": ("", "why you do it: the ledger keeps your words"),
-    "fields": ("", "answer in JSON with these parts only, for example run_id,trace.steps.name"),
+#: argument of several operations → its meaning where an operation says nothing else of it; first its flags, if any.
+MEANINGS = {
+    "run_id": "--run  which run: its id, or its first characters",
+    "files": 'the file, or a folder with all its files; on the wire a list of {"path", "text" or "base64"}',
+    "include": "modules and small data that go with it, files or folders; they lie beside it",
+    "entry": "load only this file of the folder, not the uppermost ones that use @pipeline",
+    "params": "what the pipeline sees as ctx.params: a JSON object, @file, or - for stdin",
+    "texts": "-p  one of the params, KEY=VALUE: as JSON where the pipeline wants that, else as text",
+    "wait": "--detach  do not wait (on the wire, wait=false): answer as soon as the run is durable",
+    "key": "idempotency key, a word of your own: it gives the same run, as long as that is kept, never a second one",
+    "timeout": "seconds to wait at most; the run goes on",
+    "follow": "print its events as JSON lines while it runs",
+    "weight": "its share of the slots against that of others, when all want more than there is",
+    "max_running": "runs at the same time; 0 means that there is no limit, here and below",
+    "max_queued": "runs that may wait",
+    "runs_per_day": "runs that may be queued on one day of UTC",
+    "disk_bytes": "--disk  what its data, memos, journals, sources and rows may take together: 10G",
+    "memory_bytes": "--memory  what the limits of its running runs may be together, of which each must have one: 2G",
+    "executor": "where all its runs run: an executor of tau.toml, or '' for where their pipelines say",
+    "user": "the system user that its code runs as, away from the home: taud must be root",
+    "connections": "--connection  a connection of tau.toml that it may use; may be repeated",
+    "variables": "--variable  a variable of the daemon that its runs may see; may be repeated",
+    "reason": "why you do it: the ledger keeps your words",
+    "fields": "answer in JSON with these parts only, for example run_id,trace.steps.name",
 }
 
 
 class Argument:
     """One argument of an operation, as its signature and docstring declare it."""
 
-    def __init__(self, variable: str, annotation: str, default: Any, positional: bool, doc: tuple[str, str]) -> None:
+    def __init__(self, variable: str, annotation: str, doc: str, default: Any = None, positional: bool = False) -> None:
         self.variable, self.positional = variable, positional
         self.name = name = variable.rstrip("_")
         self.kind, _, null = annotation.partition(" | ")
         self.optional, self.required = bool(null), default is ...
         self.default = None if self.required else default
-        flags, self.meaning = doc
+        flags, _, meaning = doc.rpartition("  ")
         self.flags = flags.split() or [("--no-" if default is True else "--") + name.replace("_", "-")]
         #: The schema of its values, except null.
         self.wanted = KINDS[self.kind] | ({"enum": [*CHOICES[name]]} if name in CHOICES else {})
-        self.meaning = self.meaning or self.wanted.get("description", "")
+        self.meaning = meaning or self.wanted.get("description", "")
 
     def check(self, value: Any) -> Any:
         """Returns the value for the operation: a duration in seconds, a size in bytes, a single run id as a list."""
@@ -1645,11 +1639,11 @@ class Operation:
         values |= function.__kwdefaults__ or {}
         line = r"^ {0,4}(\w+)((?: -[\w-]+)*)  +(.+(?:\n {8,}.+)*)"  # name --flag  meaning
         lines = re.findall(line, self.manual, re.MULTILINE) if names else ()
-        docs = {name: (flags, " ".join(meaning.split())) for name, flags, meaning in lines}
+        docs = {name: f"{flags}  {' '.join(meaning.split())}" for name, flags, meaning in lines}
         for name in names:
             key, annotation = name.rstrip("_"), function.__annotations__[name]
-            doc = docs.get(key, MEANINGS.get(key, ("", "")))
-            yield Argument(name, annotation, values.get(name, ...), name in positional, doc)
+            doc = docs.get(key, MEANINGS.get(key, ""))
+            yield Argument(name, annotation, doc, values.get(name, ...), name in positional)
 
     def check(self, given: Json) -> Json:
         """Returns the arguments for the handler; BadRequest names the wrong or missing argument."""
@@ -1689,13 +1683,12 @@ COMMAND_GROUPS: dict[str, list[Operation]] = {}
 
 
 #: Every operation that writes takes a reason, which becomes part of the actor; every one that reads takes fields.
-REASON, FIELDS = (Argument(name, "str | None", None, False, MEANINGS[name]) for name in ("reason", "fields"))
+REASON, FIELDS = (Argument(name, "str | None", MEANINGS[name]) for name in ("reason", "fields"))
 #: What a namespace may have: both operations that say it take this.
 NAMESPACE_KINDS = {"weight": "Weight", "disk_bytes": "Size", "memory_bytes": "Size", "executor": "str", "user": "str"}
 NAMESPACE_KINDS |= {"connections": "list[str]", "variables": "list[str]"}
 MAY_HAVE = [
-    Argument(name, f"{NAMESPACE_KINDS.get(name, 'Quota')} | None", None, False, MEANINGS[name])
-    for name in NAMESPACE_OPTIONS
+    Argument(name, f"{NAMESPACE_KINDS.get(name, 'Quota')} | None", MEANINGS[name]) for name in NAMESPACE_OPTIONS
 ]
 
 
@@ -1842,7 +1835,6 @@ def is_schema(value: Any) -> bool:
     return value.get("format", "date") in FORMATS and all(map(is_schema, inner))
 
 
-STRINGS: Json = {"type": "array", "items": {"type": "string"}}
 #: format → an example, and how the standard library reads it.
 FORMATS: dict[str, tuple[str, Callable[[str], object]]] = {
     "date": ("a date such as 2026-01-31", lambda text: datetime.date.fromisoformat(text)),
@@ -2039,13 +2031,8 @@ def read_content(file: Json) -> bytes:
         raise BadRequest(f"{file['path']}: neither text nor base64", "send one of them") from None
 
 
-#: scheme of an address → whether it is HTTP, whether it is encrypted, its usual port.
-SCHEMES = {
-    "tcp": (False, False, 8400),
-    "tls": (False, True, 8400),
-    "http": (True, False, 80),
-    "https": (True, True, 443),
-}
+#: scheme of an address → its usual port.
+SCHEMES = {"tcp": 8400, "tls": 8400, "http": 80, "https": 443}
 SKEW_HINT = "install the same version of tau on both sides, and start the daemon anew"
 #: A scheme, a host, a port and a path.
 ADDRESS_RULE = r"(?:(\w+)://)?(\[[^]/?#@ ]+\]|[^][:/?#@ ]+)(?::([0-9]{1,5}))?(/[^?#@ ]*)?"
@@ -2063,7 +2050,8 @@ class Address:
         match = re.fullmatch(ADDRESS_RULE, text) if text.isprintable() else None
         scheme, host, port, path = match.groups("") if match else ("", "", "", "/")
         self.scheme = scheme or "tcp"
-        self.web, self.secure, usual = SCHEMES.get(self.scheme, (False, False, 0))
+        self.web, self.secure = self.scheme in ("http", "https"), self.scheme in ("tls", "https")
+        usual = SCHEMES.get(self.scheme, 0)
         self.port = int(port or (usual if scheme else 0)) if usual else 0
         if not 0 < self.port < 65_536 or (path and not self.web):
             shown = re.sub(r"^(\w+://)?.*@", r"\1…@", text)  # there may be a password before the @
@@ -2656,7 +2644,7 @@ class Mask:
     def __init__(self) -> None:
         self.names: dict[str, str | None] = {}  # secret that it was told to hide → where it was found, if known
         self.values: set[str] = set()
-        self.forms: list[tuple[str, bytes]] = []  # all spellings, as text and in UTF-8, the longest first
+        self.forms: dict[str, bytes] = {}  # all spellings, the longest first → the same in UTF-8
 
     def learn(self, name: str, found: str | None, folder: str, environ: Mapping[str, str]) -> None:
         """Hides a secret of this machine, if it can be read there."""
@@ -2668,17 +2656,17 @@ class Mask:
 
     def add(self, value: str) -> None:
         self.values.add(value)
-        forms = {form for form, _ in self.forms} | spellings(value)
-        self.forms = [(form, form.encode("utf-8", "replace")) for form in sorted(forms, key=len, reverse=True)]
+        forms = sorted({*self.forms} | spellings(value), key=len, reverse=True)
+        self.forms = {form: form.encode("utf-8", "replace") for form in forms}
 
     @property
     def longest(self) -> int:
         """How many bytes of a text may be the beginning of a secret."""
-        return max((len(data) for _, data in self.forms), default=0)
+        return max(map(len, self.forms.values()), default=0)
 
     def text(self, text: AnyStr) -> AnyStr:
         """Returns text, or bytes, without secrets."""
-        for form, data in self.forms:  # one regular expression for all would take longer
+        for form, data in self.forms.items():  # one regular expression for all would take longer
             text = text.replace(form, "***") if isinstance(text, str) else text.replace(data, b"***")
         return text
 
@@ -3185,8 +3173,7 @@ def pack() -> bool:
     Parts refer to themselves, to what they need and to Part I, so only who comes from outside looks for a name that is
     not there.  What needs one now and then takes it as an attribute of the module, as `sys.modules[__name__].Mcp`.
     """
-    spec = sys.modules[__name__].__spec__
-    cache = (spec and spec.cached) or ""
+    cache = (__spec__ and __spec__.cached) or ""
     cached = read_bytes(cache, sys.maxsize) or PACKED_END
     if sys.dont_write_bytecode or cached.endswith(PACKED_END) or not os.access(cache, os.W_OK):
         return False
@@ -3658,12 +3645,10 @@ CRON_FIELDS = (
     ("second", r"[0-5]?\d", "", "0 to 59"),
 )
 CRON_ALIASES = {
-    "@yearly": "0 0 1 1 *",
-    "@annually": "0 0 1 1 *",
+    **dict.fromkeys(("@yearly", "@annually"), "0 0 1 1 *"),
     "@monthly": "0 0 1 * *",
     "@weekly": "0 0 * * 0",
-    "@daily": "0 0 * * *",
-    "@midnight": "0 0 * * *",
+    **dict.fromkeys(("@daily", "@midnight"), "0 0 * * *"),
     "@hourly": "0 * * * *",
 }
 CRON_HINT = '"0 6 * * *" runs daily at 06:00, "*/15 * * * *" every quarter of an hour'
@@ -4328,7 +4313,7 @@ def test_NAME():
 
 #: Options of every command, named by their flag: a command's own argument may have the bare name.
 COMMON = {
-    flag: Argument(flag, kind, None, False, (flag, meaning))
+    flag: Argument(flag, kind, f"{flag}  {meaning}")
     for flag, kind, meaning in (
         ("--env", "EnvironmentName", "an environment of `tau env list` (TAU_ENV)"),
         ("--host", "str", "unix:///path, tcp://host:port or https://host (TAU_HOST)"),
@@ -19126,8 +19111,6 @@ PIPELINE_OPTIONS: dict[str, Json | Callable[[Any], Any]] = {
     "memory": parse_size,
     **OPTION_BOUNDS,
     "priority": lambda value: demand(OPTION_BOUNDS["priority"], value, "a priority", "1 goes first, 3 is usual"),
-    "overlap": {"enum": OVERLAPS},
-    "misfire": {"enum": MISFIRES},
     "catchup_window": check_seconds,
     "jitter": check_seconds,
     "after": check_names,
