@@ -3090,13 +3090,11 @@ class LineBuffer:
 
     def add(self, data: bytes) -> list[bytes]:
         """Returns the lines that these bytes complete."""
-        first, *others = data.split(b"\n")
-        self.tail += first
-        if not others:
+        self.tail += data
+        if b"\n" not in data:
             return []
-        lines = [bytes(self.tail), *others[:-1]]
-        self.tail[:] = others[-1]
-        return lines
+        *lines, self.tail = self.tail.split(b"\n")
+        return [*map(bytes, lines)]
 
 
 def set_tcp_options(peer: socket.socket) -> None:
@@ -3309,10 +3307,7 @@ def size_of(path: str) -> int:
 
 def has_newline(path: str, begin: int, end: int) -> bool:
     with open(open_file(path), "rb", 0) as file:
-        pieces = (
-            os.pread(file.fileno(), min(FILE_BYTES_MAX, end - at), at) for at in range(begin, end, FILE_BYTES_MAX)
-        )
-        return any(b"\n" in piece for piece in pieces)
+        return b"\n" in os.pread(file.fileno(), end - begin, begin)
 
 
 def cut_lines(lines: Iterable[bytes], longest: int) -> list[bytes]:
