@@ -685,7 +685,6 @@ def spell_id(number: int) -> str:
 
 
 def is_run_id(text: str) -> bool:
-    """Whether a text has the form of a whole run id."""
     return len(text) == ID_LENGTH and text.isalnum()
 
 
@@ -1140,7 +1139,7 @@ DONE_COLUMNS = ("status", "duration_ms", "rows_in", "rows_out", *SEEN_COLUMNS, "
 NEW_STEP = {**dict.fromkeys(DONE_COLUMNS), "status": "running", "finished_n": None}
 
 
-def pick_fields(document: Json, fields: str | None, method: str = "") -> Json:
+def pick_fields(document: Json, fields: str | None, method: str) -> Json:
     """Returns the parts of an answer that *fields* names, as `a,b.c`, and how it is cut.  Of a list: of each item.
 
     Raises BadRequest for a part that the answers of *method* never have.
@@ -1789,9 +1788,8 @@ def has_form(schema: Json, value: Any) -> bool:
         kinds = [wanted] if isinstance(wanted, str) else wanted
         if kind not in kinds and not (kind == "integer" and "number" in kinds):
             return False
-    if "enum" in schema:
-        same = value in schema["enum"]  # 1 is equal to True
-        return same and (kind == "string" or any(json_type(w) == kind and w == value for w in schema["enum"]))
+    if "enum" in schema:  # 1 is equal to True
+        return any(type(word) is type(value) and word == value for word in schema["enum"])
     if "minimum" in schema:
         return bool(schema["minimum"] <= value <= schema["maximum"])
     if "pattern" in schema:
@@ -2665,7 +2663,6 @@ class Mask:
         return max(map(len, self.forms.values()), default=0)
 
     def text(self, text: AnyStr) -> AnyStr:
-        """Returns text, or bytes, without secrets."""
         for form, data in self.forms.items():  # one regular expression for all would take longer
             text = text.replace(form, "***") if isinstance(text, str) else text.replace(data, b"***")
         return text
@@ -3695,7 +3692,7 @@ class Cron:
 
 def read_crons(text: str) -> list[Cron]:
     """Reads a cron expression, or several with `|` between them."""
-    if not isinstance(text, str) or len(text) > 1_000:
+    if len(text) > 1_000:
         raise BadRequest("a cron expression is a short text", CRON_HINT)
     return [*map(Cron, text.split("|"))]
 
