@@ -1076,24 +1076,15 @@ class Sql:
         """
         if not rows:
             return 0
-        values = (recode(dict(row), encode_json) for row in rows)
-        return self.db.executemany(insertion(table, clash, *(columns or rows[0])), values).rowcount
+        names = columns or rows[0]
+        question = f"INSERT OR {clash} INTO {table} ({', '.join(names)}) VALUES (:{', :'.join(names)})"
+        return self.db.executemany(question, (recode(dict(row), encode_json) for row in rows)).rowcount
 
     def set(self, table: str, key: Json, **columns: Any) -> int:
         """Sets columns of the rows that have the values in *key*, and returns how many."""
+        question = f"UPDATE {table} SET {' = ?, '.join(columns)} = ? WHERE {' = ? AND '.join(key)} = ?"
         values = (*recode(columns, encode_json).values(), *key.values())
-        return self.db.execute(update(table, tuple(columns), tuple(key)), values).rowcount
-
-
-# Composing a statement takes longer than binding its values.
-@caching(100)
-def insertion(table: str, clash: str, *columns: str) -> str:
-    return f"INSERT OR {clash} INTO {table} ({', '.join(columns)}) VALUES (:{', :'.join(columns)})"
-
-
-@caching(100)
-def update(table: str, columns: tuple[str, ...], key: tuple[str, ...]) -> str:
-    return f"UPDATE {table} SET {' = ?, '.join(columns)} = ? WHERE {' = ? AND '.join(key)} = ?"
+        return self.db.execute(question, values).rowcount
 
 
 def to_document(row: sqlite3.Row) -> Json:
