@@ -1421,9 +1421,8 @@ def fit(kind: str, value: Any, mask: Mask, place: str) -> Any:
         return [fit(inner, item, mask, place) for item in value]
     if isinstance(schema, str):
         return fit_fields(schema, value, mask, place)
-    is_right = has_form(schema, value) and (kind != "json_schema" or is_schema(value))
-    if not is_right:  # the message does not show the value, which may have secrets
-        raise BadRequest(f"{place}: expected {expected(schema)}")
+    if not has_form(schema, value) or (kind == "json_schema" and not is_schema(value)):
+        raise BadRequest(f"{place}: expected {expected(schema)}")  # without the value, which may have secrets
     if "maxLength" in schema:
         return cut_text(mask.text(value), schema["maxLength"])
     value = mask.document(value) if kind in ("any", "object", "facts") else value
@@ -1594,7 +1593,6 @@ class Operation:
         self.bounds: Json = {"seconds": 10.0, "rows": 110_000, "bytes": ANSWER_BYTES_MAX}
 
     @property
-    @caching(None)
     def manual(self) -> str:
         return self.handler.__doc__ or docstrings().get(self.handler.__name__, "")
 
