@@ -1007,8 +1007,7 @@ def read_only(path: str, shared: bool = False) -> sqlite3.Connection:
     # Without a writer, SQLite need not create -wal and -shm files.
     alone = "" if shared or os.path.exists(path + "-wal") else "&immutable=1"
     place = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-    uri = f"file:{place}?mode=ro{alone}"
-    return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+    return sqlite3.connect(f"file:{place}?mode=ro{alone}", uri=True, isolation_level=None, check_same_thread=False)
 
 
 def loses_commits(version: tuple[int, ...]) -> bool:
@@ -1603,8 +1602,7 @@ class Operation:
     @property
     def examples(self) -> list[str]:
         """The command lines in the docstring; some have a `  # comment`."""
-        lines = map(str.strip, self.manual.splitlines())
-        return [line for line in lines if line.startswith("tau ")]
+        return [line for line in map(str.strip, self.manual.splitlines()) if line.startswith("tau ")]
 
     @property
     @caching(None)
@@ -1746,9 +1744,8 @@ def mismatches(schema: Json, value: Any, place: str) -> Iterator[BadRequest]:
     elif isinstance(value, dict):
         yield from mismatches_in_object(schema, value, place)
     elif isinstance(value, (list, tuple)):
-        count, least = len(value), schema.get("minItems", 0)
-        if not least <= count <= schema.get("maxItems", count):
-            most = schema.get("maxItems")
+        count, least, most = len(value), schema.get("minItems", 0), schema.get("maxItems")
+        if count < least or (most is not None and count > most):
             wanted = least if least == most else f"at least {least}" if most is None else f"{least} to {most}"
             yield BadRequest(f"{place}: expected {wanted} items, given {count}")
         schemas = schema.get("prefixItems") or itertools.repeat(schema.get("items", {}), count)
@@ -2123,7 +2120,8 @@ class SocketPath:
 
 # --- 5. Settings --------------------------------------------------------------------------
 # Owns every setting as a row, and the search for the home, the configuration file, the daemon and its key.
-# Calls Words, Signatures, Wire and System.  Promises one precedence: flag, then environment, then file, then default.
+# Calls Words, Signatures, Wire, System and Ticks.
+# Promises one precedence: flag, then environment, then file, then default.
 
 
 class Setting:
@@ -2386,9 +2384,8 @@ def read_environments() -> dict[str, dict[str, str]]:
     path = environments_path()
     tables: dict[str, dict[str, str]] = read_toml(path, shell_line("ls", "-l", path), missing="")
     for name, table in tables.items():
-        place = f"{path}: [{name}]"
         check_name(name, *ENVIRONMENT_NAME)
-        demand(ENVIRONMENT_SCHEMA, table, place, f'[{name}] host = "https://tau.example.com"')
+        demand(ENVIRONMENT_SCHEMA, table, f"{path}: [{name}]", f'[{name}] host = "https://tau.example.com"')
         if "api_key" in table and os.stat(path).st_mode & 0o077:
             raise Forbidden(f"{path} holds a key and others can read or write it", shell_line("chmod", "600", path))
     return tables
@@ -3463,8 +3460,8 @@ def names_below(folder: str) -> list[str]:
 
 # --- 8. Ticks -----------------------------------------------------------------------------
 # Owns the arithmetic of time: durations, instants, time zones, cron expressions, the ticks of a schedule.
-# Calls Words, Records and Settings.  Promises the rule of Debian's cron, distinct ticks after a given time, and no
-# look at a clock.  Instants are seconds since the epoch; a wall time is the instant when a clock in UTC shows it.
+# Calls Words and Records.  Promises the rule of Debian's cron, distinct ticks after a given time, and no look at a
+# clock.  Instants are seconds since the epoch; a wall time is the instant when a clock in UTC shows it.
 
 UNITS_S = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
 DURATION_HINT = "write seconds, or a text such as 30s, 15m, 1h30m, 24h or 2d"
