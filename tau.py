@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     import email.utils
     import faulthandler
     import fcntl
+    import filecmp
     import fnmatch
     import functools
     import getpass
@@ -220,9 +221,9 @@ else:
     for name in (
         *("argparse", "ast", "asyncio", "atexit", "base64", "bisect", "collections", "concurrent.futures"),
         *("contextlib", "contextvars", "croniter", "csv", "ctypes", "datetime", "decimal", "difflib", "email.utils"),
-        *("faulthandler", "fcntl", "fnmatch", "functools", "getpass", "glob", "graphlib", "grp", "gzip", "hashlib"),
-        *("heapq", "hmac", "http.client", "importlib.util", "inspect", "ipaddress", "json", "keyword", "linecache"),
-        *("logging", "operator", "pickle", "pwd", "queue", "random", "re", "resource"),
+        *("faulthandler", "fcntl", "filecmp", "fnmatch", "functools", "getpass", "glob", "graphlib", "grp", "gzip"),
+        *("hashlib", "heapq", "hmac", "http.client", "importlib.util", "inspect", "ipaddress", "json", "keyword"),
+        *("linecache", "logging", "operator", "pickle", "pwd", "queue", "random", "re", "resource"),
         *("select", "selectors", "shlex", "shutil", "signal", "socket", "sqlite3"),
         *("ssl", "struct", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "tomllib", "traceback"),
         *("typing", "urllib.parse", "uuid", "webbrowser", "zlib", "zoneinfo"),
@@ -20256,7 +20257,7 @@ class Refused(Forbidden, PermissionError):
 class Rehearsal:
     """A run that writes to copies, and is watched by a hook of Python's audit.
 
-    The copy of a file has its path below `now`; how it was before is below `before`.
+    The copy of a file has its path below `copies`; how it was before is below `before`.
     """
 
     only_looks, rehearsal = False, None  # to read copies, it serves as Surroundings
@@ -20273,12 +20274,13 @@ class Rehearsal:
         self.clouds = tuple(CLOUDS[parts.scheme] for parts in places if parts.scheme in CLOUDS)
         self.names: dict[str, str] = {}  # path of the copy of a remote file → its place
         self.scratch = os.path.realpath(job["directory"])
-        self.before, self.now = (os.path.join(self.scratch, name) for name in ("before", "now"))
+        self.before, self.copies = (os.path.join(self.scratch, name) for name in ("before", "now"))
         self.data, self.home = (os.path.realpath(self.about[name]) for name in ("data", "home"))
         self.writable = [self.scratch, os.devnull, f"{job['folder']}.code", f"{job['journal']}.journal"]
         free = (os.path.join(self.home, name) for name in ("data", "versions", "environments"))
         self.readable = [*self.writable, *free, os.path.realpath(job["folder"])]
-        self.doing = threading.local()  # .what: Tau itself reads a secret, asks a web server, or opens a database
+        #: What Tau itself does now: reads a secret, asks a web server, opens a database, judges.
+        self.doing = contextvars.ContextVar("doing", default="")
         self.effects: dict[tuple[str, str], Json] = {}  # by place and resource
         self.keys: dict[tuple[str, str], list[str]] = {}  # that loads have named
         self.notes: dict[str, list[str]] = {"unobserved": [], "refused": []}
@@ -20309,12 +20311,12 @@ class Rehearsal:
         """Copies the pipeline's directory, takes out of the environment what leads to taud, and begins to watch."""
         job, connect, temporary = self.attempt.job, sqlite3.connect, os.path.join(self.scratch, "tmp")
         self.attempt.rehearsal = self
-        for path in (self.before, self.now + self.data, temporary):
+        for path in (self.before, self.copies + self.data, temporary):
             make_directory(path)
         self.copy_directory()
         for name in [name for name in os.environ if name.startswith("TAU_") and name != "TAU_RUN_ID"]:
             del os.environ[name]
-        job |= {"directory": self.now + self.data, "memos": os.path.join(self.scratch, "memos"), "old_memos": None}
+        job |= {"directory": self.copies + self.data, "memos": os.path.join(self.scratch, "memos"), "old_memos": None}
         os.environ |= {"TMPDIR": temporary, "PWD": job["directory"]}
         os.chdir(job["directory"])
         tempfile.tempdir, sys.dont_write_bytecode = temporary, True
@@ -20330,15 +20332,12 @@ class Rehearsal:
 
     @contextlib.contextmanager
     def working(self, what: str) -> Iterator[None]:
-        """Marks what Tau itself does in this thread."""
-        before, self.doing.what = self.does(), what
+        """Marks what Tau itself does."""
+        token = self.doing.set(what)
         try:
             yield
         finally:
-            self.doing.what = before
-
-    def does(self) -> str:
-        return getattr(self.doing, "what", "")
+            self.doing.reset(token)
 
     def reading(self, name: str) -> Any:
         """For `with`: a secret is read, if the last success has read it."""
@@ -20359,42 +20358,39 @@ class Rehearsal:
 
     # Copies of files.
 
-    def real(self, path: str) -> str:
-        return path.removeprefix(self.now)
-
     def name_of(self, url: str) -> str:
-        return self.names.get(url) or place_name(url.replace(self.now, ""), self.data)
+        return self.names.get(url) or place_name(url.replace(self.copies, ""), self.data)
 
     def copied(self, path: str, writing: bool = True) -> str:
         """Returns the path of a file's copy, which is made now if it is *writing*; else the path itself."""
         path = os.path.realpath(os.path.join(self.data, path))
         if is_within(path, self.scratch):
             return path
-        if not is_within(path, self.data) and not os.path.lexists(self.now + path):
+        if not is_within(path, self.data) and not os.path.lexists(self.copies + path):
             if not writing:
                 return path
-            make_directory(os.path.dirname(self.now + path))
+            make_directory(os.path.dirname(self.copies + path))
             if os.path.exists(path):
                 self.copy_file(path)
-        return self.now + path
+        return self.copies + path
 
     def overlaid(self, paths: list[str], pattern: str) -> list[str]:
         """Returns the files that match a pattern, with their copies instead of those that have one."""
-        copies = [] if pattern.startswith(self.now) else glob.glob(self.now + os.path.abspath(pattern))
-        ours = {path.removeprefix(self.now): path for path in copies}
+        copies = [] if pattern.startswith(self.copies) else glob.glob(self.copies + os.path.abspath(pattern))
+        ours = {path.removeprefix(self.copies): path for path in copies}
         return [*({os.path.abspath(path): path for path in paths} | ours).values()]
 
     def copy_directory(self) -> None:
         total = 0
         for folder, folders, names in os.walk(self.data):
-            make_directory(self.now + folder)
+            make_directory(self.copies + folder)
             some = (name for name in (*folders, *names) if re.search(BESIDE, name) is None)
             for path in (os.path.join(folder, name) for name in some):
                 if os.path.islink(path):
-                    os.symlink(os.readlink(path), self.now + path)
+                    os.symlink(os.readlink(path), self.copies + path)
                 elif os.path.isfile(path):
                     self.copy_file(path, total)
-                    total += os.path.getsize(self.now + path)
+                    total += os.path.getsize(self.copies + path)
 
     def copy_file(self, path: str, total: int = 0) -> None:
         """Copies a file to `before` and `now`."""
@@ -20406,7 +20402,7 @@ class Rehearsal:
         {"sqlite": copy_sqlite, "duckdb": copy_duckdb}.get(file_kind(path) or "", shutil.copyfile)(path, before)
         for suffix in filter(lambda suffix: os.path.exists(before + suffix), ("", ".wal")):
             shutil.copystat(path, before + suffix)
-            shutil.copy2(before + suffix, self.now + path + suffix)
+            shutil.copy2(before + suffix, self.copies + path + suffix)
 
     # Databases.
 
@@ -20455,7 +20451,7 @@ class Rehearsal:
                 driver.connect = functools.partial(self.connect_as_tau, name, driver.connect)
 
     def connect_as_tau(self, name: str, connect: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        if self.does() != "database":
+        if self.doing.get() != "database":
             self.refuse(f"{name}.connect(): a rehearsal could not take back what it writes", "ctx.sql, ctx.load")
         return connect(*arguments, **options)
 
@@ -20487,26 +20483,27 @@ class Rehearsal:
             effect = self.effect(use["place"], use["resource"], mode)
             effect["rows"] = (effect["rows"] or 0) + (step.rows_out or 0)
             if mode != "sql":
-                effect["columns"] = (effect["columns"] or {}) | (step.seen.document()["columns"] if step.seen else {})
+                seen = step.seen.document()["columns"] if step.seen else {}
+                effect["columns"] = effect.get("columns", {}) | seen
             if keys:
                 self.keys[use["place"], use["resource"].lower()] = keys
 
     def effect(self, place: str, resource: str, mode: str) -> Json:
-        made = {"place": place, "resource": resource, "mode": mode, "rows": None, "columns": None}
-        effect = self.effects.setdefault((place, resource.lower()), made | {"against": None, "digest": None})
+        made = {"place": place, "resource": resource, "mode": mode, "rows": None}
+        effect = self.effects.setdefault((place, resource.lower()), made)
         if mode not in effect["mode"].split("+"):
             effect["mode"] += f"+{mode}"
         return effect
 
     def compare(self) -> None:
         """Compares each copy with how it was before, and the tables of a PostgreSQL likewise."""
-        paths = {path.removeprefix(tree) for tree in (self.before, self.now) for path in files_below(tree)}
+        paths = {path.removeprefix(tree) for tree in (self.before, self.copies) for path in files_below(tree)}
         for path in sorted(paths):
-            trees = (self.before + path, self.now + path)
+            trees = (self.before + path, self.copies + path)
             kind = next(filter(None, map(file_kind, trees)), None)
             if kind is not None:
                 self.compare_tables(kind, path, *trees)
-            elif (self.name_of(path), "") in self.effects or file_digest(trees[0]) != file_digest(trees[1]):
+            else:
                 self.compare_files(path, *trees)
         for (place, table), (key, before) in self.tables.items():
             rows = rows_of_table(self.houses[place], table)
@@ -20530,11 +20527,14 @@ class Rehearsal:
             return Alchemy(f"duckdb:///{path}", self.around)
         return SQLite(path if os.path.exists(path) else ":memory:", "BEGIN")
 
-    def compare_files(self, path: str, *trees: str) -> None:
+    def compare_files(self, path: str, before: str, after: str) -> None:
         place = self.name_of(path)
+        is_there = os.path.exists(before) and os.path.exists(after)
+        if is_there and filecmp.cmp(before, after, shallow=False) and (place, "") not in self.effects:
+            return
         key = self.keys.get((place, ""), [])
         try:
-            files = [LocalFile(tree, self.around, {"missing": "ok"}) for tree in trees]
+            files = [LocalFile(tree, self.around, {"missing": "ok"}) for tree in (before, after)]
             self.settle(place, "", *(self.marks(place, file.read(BATCH_ROWS), key) for file in files))
         except (TauError, ValueError):  # it has no rows that we can read
             self.effects.get((place, "")) or self.effect(place, "", "code")
@@ -20560,7 +20560,8 @@ class Rehearsal:
         if before is None or after is None:
             return
         gone, fresh = before - after, after - before
-        changed = (keys_in(gone) & keys_in(fresh)).total()
+        old_keys, new_keys = (collections.Counter(key for key, _ in rows.elements()) for rows in (gone, fresh))
+        changed = (old_keys & new_keys).total()
         against = {"added": fresh.total() - changed, "changed": changed, "removed": gone.total() - changed}
         effect["against"] = against | {"same": (before & after).total()}
         effect["digest"] = f"{sum(digest * count for (_, digest), count in fresh.items()) % (1 << 64):016x}"
@@ -20570,37 +20571,37 @@ class Rehearsal:
 
     def judge(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Refuses what would reach out of the rehearsal.  It sees what Python does, and no library in C."""
-        if not getattr(self.doing, "judges", False):  # else it is an import of our own
-            self.doing.judges = True
-            try:
-                self.judge_event(event, arguments)
-            finally:
-                self.doing.judges = False
+        doing = self.doing.get()
+        if doing != "judging":  # else it is an import of our own
+            with self.working("judging"):
+                self.judge_event(event, arguments, doing)
 
-    def judge_event(self, event: str, arguments: tuple[Any, ...]) -> None:
+    def judge_event(self, event: str, arguments: tuple[Any, ...], doing: str) -> None:
         if event in CHANGES:
             for place, folder in CHANGES[event]:
                 base = -1 if folder is None or len(arguments) <= folder else arguments[folder]
                 self.check_change(arguments[place], base, event not in ("os.truncate", "os.chmod", "os.utime"))
         elif event in LOOKS and isinstance(arguments[0], (str, bytes)):
-            is_write = event == "open" and arguments[2] & WRITING
-            (self.check_change if is_write else self.check_look)(arguments[0])
+            if event == "open" and arguments[2] & WRITING:
+                self.check_change(arguments[0])
+            elif doing != "secret":
+                self.check_look(arguments[0])
         elif event in CHILDREN or (event in ("os.kill", "os.killpg") and arguments[0] != os.getpid()):
             self.refuse(f"{event}: another process")
-        elif event in ("socket.connect", "socket.sendto", "socket.sendmsg") and self.does() != "database":
+        elif event in ("socket.connect", "socket.sendto", "socket.sendmsg") and doing != "database":
             address = arguments[1]
             if isinstance(address, (str, bytes)):
                 self.refuse("a connection to a socket of this machine")
             elif isinstance(address, tuple):
                 self.check_host(str(address[0]))
-        elif event in ("socket.getaddrinfo", "socket.gethostbyname") and arguments[0]:
+        elif event in ("socket.getaddrinfo", "socket.gethostbyname") and arguments[0] and doing != "database":
             self.check_host(os.fsdecode(arguments[0]))
-        elif event == "http.client.send" and self.does() != "web" and isinstance(arguments[1], bytes):
+        elif event == "http.client.send" and doing != "web" and isinstance(arguments[1], bytes):
             if match := re.match(rb"(?!GET |HEAD |OPTIONS |CONNECT )([A-Z]+) \S+ HTTP/", arguments[1]):
                 self.refuse(f"a {match[1].decode()} over HTTP: it may change something")
         elif event == "sqlite3.connect" and not re.match("$|:memory:|file:.*[?&]mode=ro", os.fsdecode(arguments[0])):
             self.check_change(arguments[0])
-        elif event == "import" and arguments[0].partition(".")[0] in NATIVE and self.does() != "database":
+        elif event == "import" and arguments[0].partition(".")[0] in NATIVE and doing != "database":
             self.refuse(f"import {arguments[0]}: it may write where nothing can be taken back", "ctx.sql, ctx.load")
         elif event == "import" and arguments[0] in ("pyarrow", "polars"):
             self.tell("unobserved", f"what {arguments[0]} writes to an absolute path: that is written")
@@ -20617,13 +20618,12 @@ class Rehearsal:
 
     def check_look(self, path: Any) -> None:
         real = os.path.realpath(os.fsdecode(path))
-        is_free = self.does() == "secret" or any(is_within(real, free) for free in self.readable)
-        if is_within(real, self.home) and not is_free:
+        if is_within(real, self.home) and not any(is_within(real, free) for free in self.readable):
             self.refuse(f"a look at {real}: {OF_TAUD}")
 
     def check_host(self, host: str) -> None:
         is_known = self.about["places"] is None or host in self.hosts or host.endswith(self.clouds or "/")
-        if not is_known and self.does() != "database" and host not in self.addresses:
+        if not is_known and host not in self.addresses:
             self.refuse(f"a connection to {host}, which the last success did not use")
 
     @functools.cached_property
@@ -20680,13 +20680,6 @@ def files_below(tree: str) -> Iterator[str]:
         yield from itertools.filterfalse(os.path.islink, paths)
 
 
-def file_digest(path: str) -> bytes:
-    if not os.path.exists(path):
-        return b""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "blake2b").digest()
-
-
 def rows_of_table(house: Any, table: str) -> Batches:
     """Yields the rows of a table, none if there is no such table.  PostgreSQL folds names without quotes."""
     for name in (table, table.lower()):
@@ -20709,11 +20702,6 @@ def digest_of_row(row: Json) -> int:
         if cell is not None
     ]
     return int.from_bytes(hashlib.blake2b(repr(sorted(cells)).encode(errors="replace"), digest_size=8).digest(), "big")
-
-
-def keys_in(rows: Any) -> Any:
-    """Counts the keys of counted rows."""
-    return collections.Counter(key for key, _ in rows.elements())
 
 
 # --- 53. Places ---------------------------------------------------------------------------
@@ -20756,8 +20744,9 @@ class Surroundings:
         self.name_of = functools.partial(place_name, directory=context.data_dir)
         self.only_looks = job.get("kind") == "peek"  # whether nothing may change
         self.rehearsal: Rehearsal | None = context._attempt.rehearsal
+        self.copies = ""  # the folder where a rehearsal has the files that it reads and writes
         if self.rehearsal is not None:
-            self.name_of = self.rehearsal.name_of
+            self.name_of, self.copies = self.rehearsal.name_of, self.rehearsal.copies
 
     def url_of(self, name: str) -> str:
         """Fills the secrets into a URL, or that of a connection, and hides its password."""
@@ -20778,10 +20767,6 @@ class Surroundings:
     def working(self, what: str) -> contextlib.AbstractContextManager[None]:
         """For `with`: in a rehearsal, lets Tau itself do what user code must not."""
         return contextlib.nullcontext() if self.rehearsal is None else self.rehearsal.working(what)
-
-    def real(self, path: str) -> str:
-        """Returns the path of the file of which this is the copy, if it is one."""
-        return path if self.rehearsal is None else self.rehearsal.real(path)
 
     def secret(self, name: str, lacking: str, default: str | None = None) -> str:
         """Returns a secret and hides it.  MissingSecret says what is *lacking* and where to put it."""
@@ -21009,7 +20994,8 @@ class LocalFile(Place):
                 hint = below if os.path.isdir(folder) else path_hint(self.path)
                 raise SourceError(f"there is no file {self.path}", f"{hint}; missing='ok': no rows")
             files = {self.path: ""}  # to open it says what is wrong
-        marks = {path: fingerprint(self.around.real(path), stamp) for path, stamp in sorted(files.items())}
+        copies = self.around.copies
+        marks = {path: fingerprint(path.removeprefix(copies), stamp) for path, stamp in sorted(files.items())}
         read: list[str] = []
         if self.options.get("new_only"):
             # Else the run would fail after its rows were loaded.
@@ -21017,7 +21003,7 @@ class LocalFile(Place):
                 wrong = f"{self.path}: {len(files):,} files are too many for new_only"
                 raise SourceError(wrong, "move those that were read to another folder")
             places = self.around.context.state.setdefault("files_read", {})  # → fingerprints of path, size and time
-            pattern = self.around.real(self.path)
+            pattern = self.path.removeprefix(copies)
             pattern = fingerprint(pattern) if SECRETS.text(pattern) != pattern else pattern
             places[pattern] = read = sorted({*marks.values()} & {*places.get(pattern, ())})
         known = {*read}
@@ -21166,7 +21152,7 @@ class RemoteFile(LocalFile):
 
     def moved(self, rehearsal: Rehearsal, writing: bool) -> Place:
         below = "/" + self.path.replace("://", "/")
-        copy = rehearsal.now + below
+        copy = rehearsal.copies + below
         if writing and copy not in rehearsal.names:
             for path in (rehearsal.before + below, copy):
                 make_directory(os.path.dirname(path))
