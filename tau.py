@@ -18999,8 +18999,8 @@ class Pipeline:
 
     def to_json(self) -> Json:
         line = getattr(getattr(self.function, "__code__", None), "co_firstlineno", None)
-        about = {"name": self.name, "function": self.name, "params": self.parameters.schema()}
-        return about | self.options | {"line": line}
+        about = {"name": self.name, "function": self.name, "params": self.parameters.schema(), "line": line}
+        return about | self.options
 
 
 def pipeline(
@@ -19132,33 +19132,25 @@ EXPRESSIONS = {"anyOf": [{"type": "string"}, STRINGS]}
 NAMESPACES: Json = {"type": "array", "items": {"type": "string", "pattern": rf"\*|{NAMESPACE_NAME}"}}
 #: Option of @pipeline → its JSON Schema, or a function that checks it and returns JSON.  A value of None is skipped.
 PIPELINE_OPTIONS: dict[str, Json | Callable[[Any], Any]] = {
-    "description": {"type": "string"},
+    **{option: {"type": "string"} for option in ("description", "executor")},
     "tags": lambda value: [*demand(STRINGS, value, "tags")],
     "schedule": lambda value: value if isinstance(value, str) else " | ".join(demand(EXPRESSIONS, value, "schedule")),
     **dict.fromkeys(("start", "end"), lambda value: rfc3339(parse_time(str(value), Zone("UTC"))) and str(value)),
     "every": lambda value: parse_interval(value if isinstance(value, str) else check_seconds(value)),
     "timezone": lambda value: Zone(str(value)).name,
-    "timeout": check_limit,
-    "retry_delay": check_seconds,
-    "retry_delay_max": check_limit,
+    **dict.fromkeys(("timeout", "queue_timeout", "retry_delay_max", "expect_success_within"), check_limit),
+    **dict.fromkeys(("retry_delay", "catchup_window", "jitter"), check_seconds),
     "retry_on": check_causes,
-    "queue_timeout": check_limit,
     "memory": parse_size,
     **OPTION_BOUNDS,
     "priority": lambda value: demand(OPTION_BOUNDS["priority"], value, "a priority", "1 goes first, 3 is usual"),
     "overlap": {"enum": OVERLAPS},
     "misfire": {"enum": MISFIRES},
-    "catchup_window": check_seconds,
-    "jitter": check_seconds,
     "after": check_names,
     "share": lambda value: demand(NAMESPACES, listed(value), "namespaces", '"acme"; "*" is all of them'),
-    "expect_success_within": check_limit,
-    "executor": {"type": "string"},
     "drift": {"enum": DRIFTS},
-    "samples": {"type": "boolean"},
-    "expose": {"type": "boolean"},
     "heal": {"enum": HEALS},
-    "warm": {"type": "boolean"},
+    **{option: {"type": "boolean"} for option in ("samples", "expose", "warm")},
 }
 
 
@@ -19351,8 +19343,7 @@ class PipelineContext:
         step = self.step(f"extract {place.label}")
         step.places, self._attempt.has_read = place.uses("reads"), True
         if stream:
-            count = BATCH_ROWS if batch_rows is None else batch_rows
-            demand(COUNT, count, "batch_rows")
+            count = demand(COUNT, BATCH_ROWS if batch_rows is None else batch_rows, "batch_rows")
             return Stream(step, batches_from(place, count))
         with step:
             return put_out(step, collect(await settle(place.read(None))))
@@ -19405,7 +19396,7 @@ class PipelineContext:
         with self.step(f"sql {brief(query)}") as step:
             step.places = place.uses("reads", query)
             given: Any = params or {}
-            given = {name: given[name] for name in given.keys()} if hasattr(given, "keys") else given  # noqa: SIM118
+            given = dict(given) if hasattr(given, "keys") else given
             result = place.run(query, demand({"type": "object"}, given, "params", 'params={"id": 1} for :id'))
             if isinstance(result, Rows):
                 self._attempt.has_read = True
@@ -19672,8 +19663,8 @@ def call_function(chosen: Pipeline, context: PipelineContext) -> Any:
         return value
 
     async def awaited() -> Any:
-        task, loop = asyncio.current_task(), asyncio.get_running_loop()
-        assert task is not None
+        task: Any = asyncio.current_task()
+        loop = asyncio.get_running_loop()
 
         def interrupt() -> None:
             """Cancels at the next await.  Code that blocks the loop until then is interrupted like a function's."""
@@ -19875,9 +19866,8 @@ class ParamType:
 
 
 #: Name of a Python type → what makes it of a JSON array.
-ARRAYS: dict[str, AnyFunction] = {"list": list, "set": set, "frozenset": frozenset, "tuple": tuple}
-ARRAYS |= {"Sequence": list, "Iterable": list, "Collection": list}
-MAPPINGS = ("dict", "Mapping", "MutableMapping")
+ARRAYS: dict[str, AnyFunction] = {"set": set, "frozenset": frozenset, "tuple": tuple}
+ARRAYS |= dict.fromkeys(("list", "Sequence", "Iterable", "Collection"), list)
 
 
 def param_type(hint: Any, name: str) -> ParamType:
@@ -19905,7 +19895,7 @@ def param_type(hint: Any, name: str) -> ParamType:
         return any_of(inner_types(arguments, name))
     if word in ARRAYS:
         return array_type(ARRAYS[word], inner_types(arguments, name), is_tuple=word == "tuple" and ... not in arguments)
-    if word in MAPPINGS and (not arguments or arguments[0] is str):
+    if word in ("dict", "Mapping", "MutableMapping") and (not arguments or arguments[0] is str):
         inner = inner_types(arguments, name)[-1] if arguments else ParamType({})
         return ParamType(
             {"type": "object", "additionalProperties": inner.schema},
@@ -20048,8 +20038,7 @@ def call_arguments(frame: FrameType) -> list[tuple[str, ast.expr]]:
         text = f"({ast.get_source_segment(''.join(lines), place)}\n)"
         call = ast.parse(text, mode="eval").body
         if isinstance(call, ast.Call) and not any(isinstance(node, ast.Starred) for node in call.args):
-            texts = [ast.get_source_segment(text, node) or "" for node in call.args]
-            return [(re.sub(r"\s*\n\s*", " ", text), node) for text, node in zip(texts, call.args, strict=True)]
+            return [(re.sub(r"\s*\n\s*", " ", ast.get_source_segment(text, node) or ""), node) for node in call.args]
     return []
 
 
@@ -20086,13 +20075,10 @@ ACTS = {"Await", "Yield", "YieldFrom", "NamedExpr", "Lambda"}
 def why_not(node: ast.expr, known: Json) -> Json:
     """Returns both sides of a comparison, or the items, that fail a check; {} if to ask again does more than read."""
     match node:
-        case ast.Tuple(elts=[_, inner]) | ast.Lambda(body=inner):  # it is named, or asked later
+        # It is named, or asked later.
+        case ast.Tuple(elts=[_, inner]) | ast.Lambda(body=inner) | ast.Call(func=ast.Name(id="all"), args=[inner]):
             return why_not(inner, known)
-        case ast.Call(func=ast.Name(id="all"), args=[inner]):
-            return why_not(inner, known)
-        case ast.GeneratorExp(generators=[ast.comprehension(target=ast.Name())]):
-            ask = failing_items
-        case ast.ListComp(generators=[ast.comprehension(target=ast.Name())]):
+        case ast.GeneratorExp(generators=[each]) | ast.ListComp(generators=[each]) if isinstance(each.target, ast.Name):
             ask = failing_items
         case ast.Compare(ops=[_]):
             ask = both_sides
@@ -20125,8 +20111,8 @@ def failing_items(node: Any, known: Json) -> Json:
     """Returns how many items of how many fail a condition, and the first five."""
     item = ast.Name(node.generators[0].target.id, ast.Load())
     pairs = evaluated(ast.ListComp(ast.Tuple([item, node.elt], ast.Load()), node.generators), known)
-    wrong = [{"position": position, "row": row} for position, (row, is_right) in enumerate(pairs, 1) if not is_right]
-    rows = [row | {"row": safe_repr(row["row"])} for row in wrong[:5]]
+    wrong = [(position, row) for position, (row, is_right) in enumerate(pairs, 1) if not is_right]
+    rows = [{"position": position, "row": safe_repr(row)} for position, row in wrong[:5]]
     return {"failing": len(wrong), "of": len(pairs), "rows": rows} if wrong else {}
 
 
@@ -20339,11 +20325,9 @@ class Rehearsal:
         finally:
             self.doing.reset(token)
 
-    def reading(self, name: str) -> Any:
-        """For `with`: a secret is read, if the last success has read it."""
+    def check_secret(self, name: str) -> None:
         if self.about["secrets"] is not None and name not in self.about["secrets"]:
             self.refuse(f"secret '{name}', which the last success did not use")
-        return self.working("secret")
 
     def tell(self, kind: str, what: str) -> None:
         if what not in self.notes[kind] and len(self.notes[kind]) < NOTES_MAX:
@@ -20770,7 +20754,9 @@ class Surroundings:
 
     def secret(self, name: str, lacking: str, default: str | None = None) -> str:
         """Returns a secret and hides it.  MissingSecret says what is *lacking* and where to put it."""
-        with self.rehearsal.reading(name) if self.rehearsal is not None else contextlib.nullcontext():
+        if self.rehearsal is not None:
+            self.rehearsal.check_secret(name)
+        with self.working("secret"):
             given, place = read_secret(name, self.secrets)
         value = default if given is None else given
         if value is None:
@@ -20926,8 +20912,7 @@ class Registered(Place):
         """Calls the function.  Raises BadRequest for an option that it does not take."""
         signature = inspect.signature(self.function)
         names, offered = signature.parameters, {"resource": None, **more}
-        takes_all = any(it.kind is it.VAR_KEYWORD for it in names.values())
-        taken = {*names, *(more if takes_all else ())}
+        taken = {*names, *(more if any(it.kind is it.VAR_KEYWORD for it in names.values()) else ())}
         options = {name: offered[name] for name in offered if name in taken} | self.options
         try:
             signature.bind(*arguments, **options)
@@ -20967,9 +20952,10 @@ FILE_OPTIONS: dict[str, PlaceOption] = {
 }
 
 
-def inner_path(path: str) -> str:
-    """Returns what is read of a path such as zip://a.csv::x.zip."""
-    return path.partition("::")[0] if "://" in path else path
+def file_label(path: str) -> str:
+    """Returns the name of a file; of zip://a.csv::x.zip it is a.csv."""
+    inner = path.partition("::")[0] if "://" in path else path
+    return os.path.basename(inner.rstrip("/")) or path
 
 
 class LocalFile(Place):
@@ -20977,7 +20963,7 @@ class LocalFile(Place):
 
     def __init__(self, path: str, around: Surroundings, options: Json) -> None:
         self.path = path + "*" * path.endswith("/")
-        super().__init__(os.path.basename(inner_path(path).rstrip("/")) or path, path, around, options)
+        super().__init__(file_label(path), path, around, options)
 
     def moved(self, rehearsal: Rehearsal, writing: bool) -> Place:
         path = rehearsal.copied(self.path, writing)
@@ -21013,7 +20999,7 @@ class LocalFile(Place):
                 read.append(mark)
 
     def read_file(self, path: str, batch_rows: int | None) -> Batches:
-        label, column = os.path.basename(inner_path(path)) or path, self.options.get("file_column")
+        label, column = file_label(path), self.options.get("file_column")
         file_format = find_format(self.options.get("format"), label)
         options = self.fit(f"reading {file_format.name}", file_format.reads, FILE_OPTIONS)
         with self.open(path) as file:
