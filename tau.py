@@ -19108,7 +19108,6 @@ CAUSES_OF_RETRY = ("died", "lost", "timeout")
 
 
 def listed(value: Any) -> list[Any]:
-    """Returns what is in a list; anything else stands for itself."""
     return [] if value is None else [*value] if isinstance(value, (list, tuple, set, frozenset)) else [value]
 
 
@@ -19123,8 +19122,7 @@ def check_causes(value: Any) -> list[str]:
 
 def check_names(value: Any) -> list[str]:
     for name in (names := demand(STRINGS, listed(value), "names")):
-        namespace, slash, rest = name.partition("/")
-        check_name(rest if slash and re.fullmatch(NAMESPACE_NAME, namespace) else name)
+        check_name(re.sub(f"^{NAMESPACE_NAME}/", "", name))
     return [*names]
 
 
@@ -19581,7 +19579,6 @@ def local_job(name: str, folder: str, directory: str) -> Json:
 
 
 def call_locally(chosen: Pipeline, job: Json, path: str) -> Json:
-    """Calls a pipeline, with its journal at *path*, and returns the run's document."""
     replace_file(path, b"", durable=False)
     attempt = Attempt(job, Journal(path, job["limits"]))
     before = SECRETS.names.copy(), SECRETS.values.copy(), SECRETS.forms
@@ -19617,8 +19614,8 @@ def call_locally(chosen: Pipeline, job: Json, path: str) -> Json:
 
 def returned_by(chosen: Pipeline, context: PipelineContext) -> Json:
     job, attempt = context._job, context._attempt
-    attempt.drift = chosen.options.get("drift", "ignore")
-    attempt.sample_rows = job["limits"].get("sample_rows", 0) * chosen.options.get("samples", 0)
+    attempt.drift = chosen.options["drift"]
+    attempt.sample_rows = job["limits"].get("sample_rows", 0) * chosen.options["samples"]
     context.params = chosen.parameters.convert(job["params"])
     inherit_steps()
     try:
@@ -20334,10 +20331,9 @@ class Rehearsal:
             self.notes[kind].append(what)
 
     def refuse(self, what: str, hint: str = "a rehearsal must not reach further than the last success") -> None:
-        folder = os.path.join(self.attempt.job["folder"], "")
-        places = ((frame.f_code.co_filename, line) for frame, line in traceback.walk_stack(sys._getframe(1)))
-        own = (f"{path.removeprefix(folder)}:{line}: " for path, line in places if path.startswith(folder))
-        self.tell("refused", f"{next(own, '')}{what}")
+        places = user_places(traceback.walk_stack(sys._getframe(1)), self.attempt.job["folder"])
+        where = f"{places[0][1]['file']}:{places[0][1]['line']}: " if places else ""
+        self.tell("refused", f"{where}{what}")
         raise Refused(what, hint)
 
     # Copies of files.
@@ -20377,7 +20373,7 @@ class Rehearsal:
                     total += os.path.getsize(self.copies + path)
 
     def copy_file(self, path: str, total: int = 0) -> None:
-        """Copies a file to `before` and `now`."""
+        """Copies a file to `before` and `copies`."""
         if total + os.path.getsize(path) > COPIED_MAX:
             large = f"{path}: a rehearsal copies at most {COPIED_MAX:,} bytes"
             self.refuse(large, "move what the pipeline need not have in its directory elsewhere")
@@ -20612,7 +20608,6 @@ class Rehearsal:
 
     @functools.cached_property
     def addresses(self) -> set[str]:
-        """The addresses of the hosts."""
         addresses: set[str] = set()
         for host in filter(None, self.hosts):
             with contextlib.suppress(OSError):
@@ -20627,7 +20622,6 @@ class Rehearsal:
 
 
 def file_kind(path: str) -> str | None:
-    """Which database a file is, if it is one."""
     if not os.path.isfile(path):
         return None
     with open(path, "rb") as file:
@@ -21441,7 +21435,7 @@ class Web(Place):
     def find_pager(self) -> str:
         """Returns the option that finds pages, if any.  Raises BadRequest for two, or for one that counts rows."""
         asked = self.asked
-        pagers = [name for name in PAGERS if asked[name] is not None]
+        pagers = [name for name in PAGERS if name and asked[name] is not None]
         if len(pagers) > 1:
             raise BadRequest(f"{' and '.join(pagers)} are two ways to find pages", "choose one of them")
         param = asked["page_param"] or ""
@@ -21477,9 +21471,7 @@ class Web(Place):
                     self.rows += len(batch)
                     if batch or is_first:
                         yield batch
-            if not self.pager:
-                self.look_for_more()
-            request = PAGERS[self.pager](self) if self.pager else None
+            request = PAGERS[self.pager](self)
 
     def rows_of_page(self, batch_rows: int | None) -> Batches:
         if not self.file.tell() and (self.number > 1 or self.status == 204):
@@ -21701,8 +21693,9 @@ class Web(Place):
         return SourceError(message, hint, **facts)
 
 
-#: Option that says how pages are found → what finds the next request.
+#: Option that says how pages are found, if any → what finds the next request.
 PAGERS = {"next_link": Web.linked_page, "next_token": Web.token_page, "page_param": Web.counted_page}
+PAGERS |= {"": Web.look_for_more}
 
 
 def next_link_in(headers: str) -> str | None:
