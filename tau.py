@@ -19980,8 +19980,7 @@ def named_assertions(given: tuple[Any, ...], name: str | None) -> list[tuple[str
 
     The name is given before it, with it or as *name*, or is the function's, or is the source text.
     """
-    frames = (frame for frame, _ in traceback.walk_stack(sys._getframe(1)))
-    frame = next(frame for frame in frames if frame.f_code.co_filename != __file__)
+    frame = next(it for it, _ in traceback.walk_stack(sys._getframe(1)) if it.f_code.co_filename != __file__)
     known, sources = {**frame.f_globals, **frame.f_locals}, call_arguments(frame)
     assertions: list[Any] = []
     if name is None and len(given) > 1 and isinstance(given[0], str):
@@ -19994,16 +19993,12 @@ def named_assertions(given: tuple[Any, ...], name: str | None) -> list[tuple[str
     for subject, (text, node) in zip(given, sources, strict=True):
         if name is None and callable(subject) and getattr(subject, "__name__", "<lambda>") != "<lambda>":
             text = subject.__name__
-        values = functools.partial(values_in, node, known)
-        assertions += [(clip(label, 500), part, values) for label, part in spread(name or text, subject)]
+        items, values = items_of(subject), functools.partial(values_in, node, known)
+        parts = [subject] if is_named(subject) else items or []
+        if not parts or not all(map(is_named, parts)):
+            parts = [(name or text, subject if items is None else items)]
+        assertions += [(clip(label, 500), part, values) for label, part in parts]
     return assertions
-
-
-def spread(text: str, subject: Any) -> list[tuple[str, Any]]:
-    """Returns the conditions of an argument with their names: one, or all of an iterable that names each."""
-    items = items_of(subject)
-    named = [subject] if is_named(subject) else items or []
-    return named if named and all(map(is_named, named)) else [(text, subject if items is None else items)]
 
 
 def is_named(item: Any) -> bool:
@@ -20729,12 +20724,11 @@ class Surroundings:
     def url_of(self, name: str) -> str:
         """Fills the secrets into a URL, or that of a connection, and hides its password."""
         url = str(self.connections[name]["url"]) if name in self.connections else name
-        end_of_user = url.rfind("@") if "://" in url else 0
 
         def secret(mark: re.Match[str]) -> str:
             value = self.secret(mark[1], f"connection '{name}' needs {mark[0]}")
             # In a user name or password @ and / must be quoted, in a query & and +.
-            is_part = mark.start() < end_of_user or re.search(r"\?.*=$", url[: mark.start()])
+            is_part = mark.start() < url.rfind("@") or re.search(r"\?.*=$", url[: mark.start()])
             return urllib.parse.quote(value, safe="") if 0 <= url.find("://") < mark.start() and is_part else value
 
         url = re.sub(SECRET_IN_URL, secret, url)
@@ -21013,8 +21007,8 @@ class LocalFile(Place):
         # What is there already may need the options of a reader.
         reads = omit(file_format.reads, file_format.writes) if mode != "replace" else {}
         options = omit(self.fit(f"writing {file_format.name}", reads | file_format.writes, own), reads)
-        for name in {*options} - {*file_format.reads} | {"columns"}:  # with them a reader takes the header for a row
-            self.options.pop(name, None)
+        # With `columns` a reader would take the header for a row.
+        self.options = omit(self.options, {*options} - {*file_format.reads} | {"columns"})
         old: Iterator[Rows] = iter(())
         is_upsert = mode == "upsert"
         with contextlib.ExitStack() as stack:
@@ -21520,7 +21514,7 @@ class Web(Place):
         how = "page_param='…'" if value is True else how
         totals = {path: at_path(document, path) for path in TOTAL_PATHS}
         total = next((path for path, count in totals.items() if type(count) is int and count > self.rows), None)
-        if next_link_in(", ".join(self.headers.get_all("Link", ()))):
+        if next_link_in(self.headers):
             how = "next_link='header'"
         elif value is None and total:
             how = f"page_param='…', with total='{total}' ({totals[total]:,}),"
@@ -21532,8 +21526,7 @@ class Web(Place):
     # The request for the page after this one, as one of PAGERS finds it; None after the last.
 
     def linked_page(self) -> WebRequest | None:
-        links = ", ".join(self.headers.get_all("Link", ()))
-        link = next_link_in(links) if self.asked["next_link"] == "header" else self.value_in("next_link", str)
+        link = next_link_in(self.headers) if self.asked["next_link"] == "header" else self.value_in("next_link", str)
         if not link:
             return None
         url = linked_url(self.url, link, f"{self.label}: the next link is")
@@ -21698,9 +21691,9 @@ PAGERS = {"next_link": Web.linked_page, "next_token": Web.token_page, "page_para
 PAGERS |= {"": Web.look_for_more}
 
 
-def next_link_in(headers: str) -> str | None:
+def next_link_in(headers: Any) -> str | None:
     """Returns the URL of the link rel="next" in Link headers (RFC 8288), if it has results."""
-    for link in re.finditer(LINK, headers):
+    for link in re.finditer(LINK, ", ".join(headers.get_all("Link", ()))):
         params = {name.lower(): value.strip("\"'").lower() for name, value in reversed(re.findall(LINK_PARAM, link[2]))}
         if "next" in params.get("rel", "").split() and params.get("results") != "false":
             return link[1]
