@@ -165,8 +165,8 @@ if TYPE_CHECKING:
     Sources = dict[str, bytes]
     #: An option of extract: its type in JSON, its default, the option that it needs, and its meaning.
     PlaceOption = tuple[str | Json, Any, str, str]
-    #: The method, the URL, and the JSON body if there is one.
-    WebRequest = tuple[str, str, Json | None]
+    #: The URL, and the JSON body if there is one.
+    WebRequest = tuple[str, Json | None]
     #: An instant, and whether a change of the clock moved it.
     Tick = tuple[int, bool]
     #: A change of a zone's clock: its instant, and the seconds ahead of UTC before and after it.
@@ -19614,8 +19614,8 @@ def call_locally(chosen: Pipeline, job: Json, path: str) -> Json:
 
 def returned_by(chosen: Pipeline, context: PipelineContext) -> Json:
     job, attempt = context._job, context._attempt
-    attempt.drift = chosen.options["drift"]
-    attempt.sample_rows = job["limits"].get("sample_rows", 0) * chosen.options["samples"]
+    attempt.drift = chosen.options.get("drift", "ignore")
+    attempt.sample_rows = job["limits"].get("sample_rows", 0) * chosen.options.get("samples", 0)
     context.params = chosen.parameters.convert(job["params"])
     inherit_steps()
     try:
@@ -21418,9 +21418,10 @@ class Web(Place):
         formats = dict(itertools.chain.from_iterable(form.reads.items() for form in FILE_FORMATS.values()))
         self.options = self.fit("http(s)", formats, WEB_OPTIONS)
         self.asked: Json = {name: options.get(name, row[1]) for name, row in WEB_OPTIONS.items()}
+        self.method: str = self.asked["method"] or ("GET" if self.asked["json"] is None else "POST")
         self.pager = self.find_pager()
-        self.step, first = self.asked["page_step"] or 1, self.asked["first_page"]
-        self.first = int(self.asked["page_step"] is None) if first is None else first
+        if self.asked["first_page"] is None:
+            self.asked["first_page"] = int(self.asked["page_step"] is None)
         user, _, address = parts.netloc.rpartition("@")
         basic = base64.b64encode(urllib.parse.unquote(user if ":" in user else f"{user}:").encode()).decode()
         self.user: Json = {"Authorization": f"Basic {basic}"} if user else {}  # which urllib does not send
@@ -21444,7 +21445,7 @@ class Web(Place):
         raise BadRequest("http(s) can only be read", "write a function: @target('crm') def crm(rows): …")
 
     def read(self, batch_rows: int | None) -> Batches:
-        start = {self.asked["page_param"]: self.first} if self.pager == "page_param" else {}
+        start = {self.asked["page_param"]: self.asked["first_page"]} if self.pager == "page_param" else {}
         request: WebRequest | None = self.request(start)
         seen: set[str] = set()
         while request is not None:
@@ -21454,7 +21455,7 @@ class Web(Place):
                 raise SourceError(f"{self.label}: {why}", f"{hint}check {self.pager}, or raise max_pages")
             seen.add(key)
             self.number, self.before, self.rows, self.document = len(seen), self.before + self.rows, 0, ()
-            self.method, self.url, self.body = request
+            self.url, self.body = request
             self.name, label, is_first = f"{self.method} {bare_url(self.url)}", self.label, self.number == 1
             if not is_first:
                 self.name += f" (page {self.number})"
@@ -21534,14 +21535,14 @@ class Web(Place):
             hint = f"next_token='{self.asked['next_link']}' in place of next_link, and token_param=: the parameter in "
             hint += "which the service takes it, often cursor or page_token, as its documentation says"
             raise SourceError(f"{self.label}: next_link is {safe_repr(link)}, which is no URL", hint)
-        return self.method, url, self.body
+        return url, self.body
 
     def token_page(self) -> WebRequest | None:
         token = self.value_in("next_token", str, int)
         return self.request({self.asked["token_param"]: token}) if token else None
 
     def counted_page(self) -> WebRequest | None:
-        step, rows = self.step, self.before + self.rows
+        step, rows = self.asked["page_step"] or 1, self.before + self.rows
         total, pages = self.value_in("total", int), self.value_in("page_count", int)
         more = min(step * self.number, total or 0)  # with fewer rows the next step would leave out some
         if step > 1 and self.rows and (not step * (self.number - 1) == self.before >= rows - step or rows < more):
@@ -21556,16 +21557,16 @@ class Web(Place):
             hint = "the service seems not to read page_param"
             hint += "" if is_told else "; or total= or page_count= says which page is the last"
             raise SourceError(f"{self.label}: {self.name} is the same as {self.same} pages before", hint)
-        return None if is_last else self.request({self.asked["page_param"]: self.first + self.number * step})
+        page = self.asked["first_page"] + self.number * step
+        return None if is_last else self.request({self.asked["page_param"]: page})
 
     def request(self, params: Json) -> WebRequest:
-        """Returns the method, URL and body of the first request, with these parameters."""
-        method, body = self.asked["method"], self.asked["json"]
-        if body is None:
-            return method or "GET", with_query(self.base, params), None
+        """Returns the URL and body of the first request, with these parameters."""
+        if (body := self.asked["json"]) is None:
+            return with_query(self.base, params), None
         for path, value in params.items():
             body = with_member(body, path, value)
-        return method or "POST", self.base, body
+        return self.base, body
 
     def value_in(self, option: str, *types: type) -> Any:
         """Returns what a page has at the path that is an option.  None if it is not given, or for nothing."""
