@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     import email.utils
     import faulthandler
     import fcntl
+    import filecmp
     import fnmatch
     import functools
     import getpass
@@ -164,8 +165,8 @@ if TYPE_CHECKING:
     Sources = dict[str, bytes]
     #: An option of extract: its type in JSON, its default, the option that it needs, and its meaning.
     PlaceOption = tuple[str | Json, Any, str, str]
-    #: The method, the URL, and the JSON body if there is one.
-    WebRequest = tuple[str, str, Json | None]
+    #: The URL, and the JSON body if there is one.
+    WebRequest = tuple[str, Json | None]
     #: An instant, and whether a change of the clock moved it.
     Tick = tuple[int, bool]
     #: A change of a zone's clock: its instant, and the seconds ahead of UTC before and after it.
@@ -220,9 +221,9 @@ else:
     for name in (
         *("argparse", "ast", "asyncio", "atexit", "base64", "bisect", "collections", "concurrent.futures"),
         *("contextlib", "contextvars", "croniter", "csv", "ctypes", "datetime", "decimal", "difflib", "email.utils"),
-        *("faulthandler", "fcntl", "fnmatch", "functools", "getpass", "glob", "graphlib", "grp", "gzip", "hashlib"),
-        *("heapq", "hmac", "http.client", "importlib.util", "inspect", "ipaddress", "json", "keyword", "linecache"),
-        *("logging", "operator", "pickle", "pwd", "queue", "random", "re", "resource"),
+        *("faulthandler", "fcntl", "filecmp", "fnmatch", "functools", "getpass", "glob", "graphlib", "grp", "gzip"),
+        *("hashlib", "heapq", "hmac", "http.client", "importlib.util", "inspect", "ipaddress", "json", "keyword"),
+        *("linecache", "logging", "operator", "pickle", "pwd", "queue", "random", "re", "resource"),
         *("select", "selectors", "shlex", "shutil", "signal", "socket", "sqlite3"),
         *("ssl", "struct", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "tomllib", "traceback"),
         *("typing", "urllib.parse", "uuid", "webbrowser", "zlib", "zoneinfo"),
@@ -18937,8 +18938,8 @@ class Pipeline:
 
     def to_json(self) -> Json:
         line = getattr(getattr(self.function, "__code__", None), "co_firstlineno", None)
-        about = {"name": self.name, "function": self.name, "params": self.parameters.schema()}
-        return about | self.options | {"line": line}
+        about = {"name": self.name, "function": self.name, "params": self.parameters.schema(), "line": line}
+        return about | self.options
 
 
 def pipeline(
@@ -19046,7 +19047,6 @@ CAUSES_OF_RETRY = ("died", "lost", "timeout")
 
 
 def listed(value: Any) -> list[Any]:
-    """Returns what is in a list; anything else stands for itself."""
     return [] if value is None else [*value] if isinstance(value, (list, tuple, set, frozenset)) else [value]
 
 
@@ -19061,8 +19061,7 @@ def check_causes(value: Any) -> list[str]:
 
 def check_names(value: Any) -> list[str]:
     for name in (names := demand(STRINGS, listed(value), "names")):
-        namespace, slash, rest = name.partition("/")
-        check_name(rest if slash and re.fullmatch(NAMESPACE_NAME, namespace) else name)
+        check_name(re.sub(f"^{NAMESPACE_NAME}/", "", name))
     return [*names]
 
 
@@ -19070,31 +19069,23 @@ EXPRESSIONS = {"anyOf": [{"type": "string"}, STRINGS]}
 NAMESPACES: Json = {"type": "array", "items": {"type": "string", "pattern": rf"\*|{NAMESPACE_NAME}"}}
 #: Option of @pipeline → its JSON Schema, or a function that checks it and returns JSON.  A value of None is skipped.
 PIPELINE_OPTIONS: dict[str, Json | Callable[[Any], Any]] = {
-    "description": {"type": "string"},
+    **{option: {"type": "string"} for option in ("description", "executor")},
     "tags": lambda value: [*demand(STRINGS, value, "tags")],
     "schedule": lambda value: value if isinstance(value, str) else " | ".join(demand(EXPRESSIONS, value, "schedule")),
     **dict.fromkeys(("start", "end"), lambda value: rfc3339(parse_time(str(value), Zone("UTC"))) and str(value)),
     "every": lambda value: parse_interval(value if isinstance(value, str) else check_seconds(value)),
     "timezone": lambda value: Zone(str(value)).name,
-    "timeout": check_limit,
-    "retry_delay": check_seconds,
-    "retry_delay_max": check_limit,
+    **dict.fromkeys(("timeout", "queue_timeout", "retry_delay_max", "expect_success_within"), check_limit),
+    **dict.fromkeys(("retry_delay", "catchup_window", "jitter"), check_seconds),
     "retry_on": check_causes,
-    "queue_timeout": check_limit,
     "memory": parse_size,
     **OPTION_BOUNDS,
     "priority": lambda value: demand(OPTION_BOUNDS["priority"], value, "a priority", "1 goes first, 3 is usual"),
-    "catchup_window": check_seconds,
-    "jitter": check_seconds,
     "after": check_names,
     "share": lambda value: demand(NAMESPACES, listed(value), "namespaces", '"acme"; "*" is all of them'),
-    "expect_success_within": check_limit,
-    "executor": {"type": "string"},
     "drift": {"enum": DRIFTS},
-    "samples": {"type": "boolean"},
-    "expose": {"type": "boolean"},
     "heal": {"enum": HEALS},
-    "warm": {"type": "boolean"},
+    **{option: {"type": "boolean"} for option in ("samples", "expose", "warm")},
 }
 
 
@@ -19287,8 +19278,7 @@ class PipelineContext:
         step = self.step(f"extract {place.label}")
         step.places, self._attempt.has_read = place.uses("reads"), True
         if stream:
-            count = BATCH_ROWS if batch_rows is None else batch_rows
-            demand(COUNT, count, "batch_rows")
+            count = demand(COUNT, BATCH_ROWS if batch_rows is None else batch_rows, "batch_rows")
             return Stream(step, batches_from(place, count))
         with step:
             return put_out(step, collect(await settle(place.read(None))))
@@ -19341,7 +19331,7 @@ class PipelineContext:
         with self.step(f"sql {brief(query)}") as step:
             step.places = place.uses("reads", query)
             given: Any = params or {}
-            given = {name: given[name] for name in given.keys()} if hasattr(given, "keys") else given  # noqa: SIM118
+            given = dict(given) if hasattr(given, "keys") else given
             result = place.run(query, demand({"type": "object"}, given, "params", 'params={"id": 1} for :id'))
             if isinstance(result, Rows):
                 self._attempt.has_read = True
@@ -19526,7 +19516,6 @@ def local_job(name: str, folder: str, directory: str) -> Json:
 
 
 def call_locally(chosen: Pipeline, job: Json, path: str) -> Json:
-    """Calls a pipeline, with its journal at *path*, and returns the run's document."""
     replace_file(path, b"", durable=False)
     attempt = Attempt(job, Journal(path, job["limits"]))
     before = SECRETS.names.copy(), SECRETS.values.copy(), SECRETS.forms
@@ -19608,8 +19597,8 @@ def call_function(chosen: Pipeline, context: PipelineContext) -> Any:
         return value
 
     async def awaited() -> Any:
-        task, loop = asyncio.current_task(), asyncio.get_running_loop()
-        assert task is not None
+        task: Any = asyncio.current_task()
+        loop = asyncio.get_running_loop()
 
         def interrupt() -> None:
             """Cancels at the next await.  Code that blocks the loop until then is interrupted like a function's."""
@@ -19811,9 +19800,8 @@ class ParamType:
 
 
 #: Name of a Python type → what makes it of a JSON array.
-ARRAYS: dict[str, AnyFunction] = {"list": list, "set": set, "frozenset": frozenset, "tuple": tuple}
-ARRAYS |= {"Sequence": list, "Iterable": list, "Collection": list}
-MAPPINGS = ("dict", "Mapping", "MutableMapping")
+ARRAYS: dict[str, AnyFunction] = {"set": set, "frozenset": frozenset, "tuple": tuple}
+ARRAYS |= dict.fromkeys(("list", "Sequence", "Iterable", "Collection"), list)
 
 
 def param_type(hint: Any, name: str) -> ParamType:
@@ -19841,7 +19829,7 @@ def param_type(hint: Any, name: str) -> ParamType:
         return any_of(inner_types(arguments, name))
     if word in ARRAYS:
         return array_type(ARRAYS[word], inner_types(arguments, name), is_tuple=word == "tuple" and ... not in arguments)
-    if word in MAPPINGS and (not arguments or arguments[0] is str):
+    if word in ("dict", "Mapping", "MutableMapping") and (not arguments or arguments[0] is str):
         inner = inner_types(arguments, name)[-1] if arguments else ParamType({})
         return ParamType(
             {"type": "object", "additionalProperties": inner.schema},
@@ -19929,8 +19917,7 @@ def named_assertions(given: tuple[Any, ...], name: str | None) -> list[tuple[str
 
     The name is given before it, with it or as *name*, or is the function's, or is the source text.
     """
-    frames = (frame for frame, _ in traceback.walk_stack(sys._getframe(1)))
-    frame = next(frame for frame in frames if frame.f_code.co_filename != __file__)
+    frame = next(it for it, _ in traceback.walk_stack(sys._getframe(1)) if it.f_code.co_filename != __file__)
     known, sources = {**frame.f_globals, **frame.f_locals}, call_arguments(frame)
     assertions: list[Any] = []
     if name is None and len(given) > 1 and isinstance(given[0], str):
@@ -19943,16 +19930,12 @@ def named_assertions(given: tuple[Any, ...], name: str | None) -> list[tuple[str
     for subject, (text, node) in zip(given, sources, strict=True):
         if name is None and callable(subject) and getattr(subject, "__name__", "<lambda>") != "<lambda>":
             text = subject.__name__
-        values = functools.partial(values_in, node, known)
-        assertions += [(clip(label, 500), part, values) for label, part in spread(name or text, subject)]
+        items, values = items_of(subject), functools.partial(values_in, node, known)
+        parts = [subject] if is_named(subject) else items or []
+        if not parts or not all(map(is_named, parts)):
+            parts = [(name or text, subject if items is None else items)]
+        assertions += [(clip(label, 500), part, values) for label, part in parts]
     return assertions
-
-
-def spread(text: str, subject: Any) -> list[tuple[str, Any]]:
-    """Returns the conditions of an argument with their names: one, or all of an iterable that names each."""
-    items = items_of(subject)
-    named = [subject] if is_named(subject) else items or []
-    return named if named and all(map(is_named, named)) else [(text, subject if items is None else items)]
 
 
 def is_named(item: Any) -> bool:
@@ -19984,8 +19967,7 @@ def call_arguments(frame: FrameType) -> list[tuple[str, ast.expr]]:
         text = f"({ast.get_source_segment(''.join(lines), place)}\n)"
         call = ast.parse(text, mode="eval").body
         if isinstance(call, ast.Call) and not any(isinstance(node, ast.Starred) for node in call.args):
-            texts = [ast.get_source_segment(text, node) or "" for node in call.args]
-            return [(re.sub(r"\s*\n\s*", " ", text), node) for text, node in zip(texts, call.args, strict=True)]
+            return [(re.sub(r"\s*\n\s*", " ", ast.get_source_segment(text, node) or ""), node) for node in call.args]
     return []
 
 
@@ -20022,13 +20004,10 @@ ACTS = {"Await", "Yield", "YieldFrom", "NamedExpr", "Lambda"}
 def why_not(node: ast.expr, known: Json) -> Json:
     """Returns both sides of a comparison, or the items, that fail a check; {} if to ask again does more than read."""
     match node:
-        case ast.Tuple(elts=[_, inner]) | ast.Lambda(body=inner):  # it is named, or asked later
+        # It is named, or asked later.
+        case ast.Tuple(elts=[_, inner]) | ast.Lambda(body=inner) | ast.Call(func=ast.Name(id="all"), args=[inner]):
             return why_not(inner, known)
-        case ast.Call(func=ast.Name(id="all"), args=[inner]):
-            return why_not(inner, known)
-        case ast.GeneratorExp(generators=[ast.comprehension(target=ast.Name())]):
-            ask = failing_items
-        case ast.ListComp(generators=[ast.comprehension(target=ast.Name())]):
+        case ast.GeneratorExp(generators=[each]) | ast.ListComp(generators=[each]) if isinstance(each.target, ast.Name):
             ask = failing_items
         case ast.Compare(ops=[_]):
             ask = both_sides
@@ -20061,8 +20040,8 @@ def failing_items(node: Any, known: Json) -> Json:
     """Returns how many items of how many fail a condition, and the first five."""
     item = ast.Name(node.generators[0].target.id, ast.Load())
     pairs = evaluated(ast.ListComp(ast.Tuple([item, node.elt], ast.Load()), node.generators), known)
-    wrong = [{"position": position, "row": row} for position, (row, is_right) in enumerate(pairs, 1) if not is_right]
-    rows = [row | {"row": safe_repr(row["row"])} for row in wrong[:5]]
+    wrong = [(position, row) for position, (row, is_right) in enumerate(pairs, 1) if not is_right]
+    rows = [{"position": position, "row": safe_repr(row)} for position, row in wrong[:5]]
     return {"failing": len(wrong), "of": len(pairs), "rows": rows} if wrong else {}
 
 
@@ -20193,7 +20172,7 @@ class Refused(Forbidden, PermissionError):
 class Rehearsal:
     """A run that writes to copies, and is watched by a hook of Python's audit.
 
-    The copy of a file has its path below `now`; how it was before is below `before`.
+    The copy of a file has its path below `copies`; how it was before is below `before`.
     """
 
     only_looks, rehearsal = False, None  # to read copies, it serves as Surroundings
@@ -20210,12 +20189,13 @@ class Rehearsal:
         self.clouds = tuple(CLOUDS[parts.scheme] for parts in places if parts.scheme in CLOUDS)
         self.names: dict[str, str] = {}  # path of the copy of a remote file → its place
         self.scratch = os.path.realpath(job["directory"])
-        self.before, self.now = (os.path.join(self.scratch, name) for name in ("before", "now"))
+        self.before, self.copies = (os.path.join(self.scratch, name) for name in ("before", "now"))
         self.data, self.home = (os.path.realpath(self.about[name]) for name in ("data", "home"))
         self.writable = [self.scratch, os.devnull, f"{job['folder']}.code", f"{job['journal']}.journal"]
         free = (os.path.join(self.home, name) for name in ("data", "versions", "environments"))
         self.readable = [*self.writable, *free, os.path.realpath(job["folder"])]
-        self.doing = threading.local()  # .what: Tau itself reads a secret, asks a web server, or opens a database
+        #: What Tau itself does now: reads a secret, asks a web server, opens a database, judges.
+        self.doing = contextvars.ContextVar("doing", default="")
         self.effects: dict[tuple[str, str], Json] = {}  # by place and resource
         self.keys: dict[tuple[str, str], list[str]] = {}  # that loads have named
         self.notes: dict[str, list[str]] = {"unobserved": [], "refused": []}
@@ -20246,12 +20226,12 @@ class Rehearsal:
         """Copies the pipeline's directory, takes out of the environment what leads to taud, and begins to watch."""
         job, connect, temporary = self.attempt.job, sqlite3.connect, os.path.join(self.scratch, "tmp")
         self.attempt.rehearsal = self
-        for path in (self.before, self.now + self.data, temporary):
+        for path in (self.before, self.copies + self.data, temporary):
             make_directory(path)
         self.copy_directory()
         for name in [name for name in os.environ if name.startswith("TAU_") and name != "TAU_RUN_ID"]:
             del os.environ[name]
-        job |= {"directory": self.now + self.data, "memos": os.path.join(self.scratch, "memos"), "old_memos": None}
+        job |= {"directory": self.copies + self.data, "memos": os.path.join(self.scratch, "memos"), "old_memos": None}
         os.environ |= {"TMPDIR": temporary, "PWD": job["directory"]}
         os.chdir(job["directory"])
         tempfile.tempdir, sys.dont_write_bytecode = temporary, True
@@ -20267,74 +20247,65 @@ class Rehearsal:
 
     @contextlib.contextmanager
     def working(self, what: str) -> Iterator[None]:
-        """Marks what Tau itself does in this thread."""
-        before, self.doing.what = self.does(), what
+        """Marks what Tau itself does."""
+        token = self.doing.set(what)
         try:
             yield
         finally:
-            self.doing.what = before
+            self.doing.reset(token)
 
-    def does(self) -> str:
-        return getattr(self.doing, "what", "")
-
-    def reading(self, name: str) -> Any:
-        """For `with`: a secret is read, if the last success has read it."""
+    def check_secret(self, name: str) -> None:
         if self.about["secrets"] is not None and name not in self.about["secrets"]:
             self.refuse(f"secret '{name}', which the last success did not use")
-        return self.working("secret")
 
     def tell(self, kind: str, what: str) -> None:
         if what not in self.notes[kind] and len(self.notes[kind]) < NOTES_MAX:
             self.notes[kind].append(what)
 
     def refuse(self, what: str, hint: str = "a rehearsal must not reach further than the last success") -> None:
-        folder = os.path.join(self.attempt.job["folder"], "")
-        places = ((frame.f_code.co_filename, line) for frame, line in traceback.walk_stack(sys._getframe(1)))
-        own = (f"{path.removeprefix(folder)}:{line}: " for path, line in places if path.startswith(folder))
-        self.tell("refused", f"{next(own, '')}{what}")
+        places = user_places(traceback.walk_stack(sys._getframe(1)), self.attempt.job["folder"])
+        where = f"{places[0][1]['file']}:{places[0][1]['line']}: " if places else ""
+        self.tell("refused", f"{where}{what}")
         raise Refused(what, hint)
 
     # Copies of files.
 
-    def real(self, path: str) -> str:
-        return path.removeprefix(self.now)
-
     def name_of(self, url: str) -> str:
-        return self.names.get(url) or place_name(url.replace(self.now, ""), self.data)
+        return self.names.get(url) or place_name(url.replace(self.copies, ""), self.data)
 
     def copied(self, path: str, writing: bool = True) -> str:
         """Returns the path of a file's copy, which is made now if it is *writing*; else the path itself."""
         path = os.path.realpath(os.path.join(self.data, path))
         if is_within(path, self.scratch):
             return path
-        if not is_within(path, self.data) and not os.path.lexists(self.now + path):
+        if not is_within(path, self.data) and not os.path.lexists(self.copies + path):
             if not writing:
                 return path
-            make_directory(os.path.dirname(self.now + path))
+            make_directory(os.path.dirname(self.copies + path))
             if os.path.exists(path):
                 self.copy_file(path)
-        return self.now + path
+        return self.copies + path
 
     def overlaid(self, paths: list[str], pattern: str) -> list[str]:
         """Returns the files that match a pattern, with their copies instead of those that have one."""
-        copies = [] if pattern.startswith(self.now) else glob.glob(self.now + os.path.abspath(pattern))
-        ours = {path.removeprefix(self.now): path for path in copies}
+        copies = [] if pattern.startswith(self.copies) else glob.glob(self.copies + os.path.abspath(pattern))
+        ours = {path.removeprefix(self.copies): path for path in copies}
         return [*({os.path.abspath(path): path for path in paths} | ours).values()]
 
     def copy_directory(self) -> None:
         total = 0
         for folder, folders, names in os.walk(self.data):
-            make_directory(self.now + folder)
+            make_directory(self.copies + folder)
             some = (name for name in (*folders, *names) if re.search(BESIDE, name) is None)
             for path in (os.path.join(folder, name) for name in some):
                 if os.path.islink(path):
-                    os.symlink(os.readlink(path), self.now + path)
+                    os.symlink(os.readlink(path), self.copies + path)
                 elif os.path.isfile(path):
                     self.copy_file(path, total)
-                    total += os.path.getsize(self.now + path)
+                    total += os.path.getsize(self.copies + path)
 
     def copy_file(self, path: str, total: int = 0) -> None:
-        """Copies a file to `before` and `now`."""
+        """Copies a file to `before` and `copies`."""
         if total + os.path.getsize(path) > COPIED_MAX:
             large = f"{path}: a rehearsal copies at most {COPIED_MAX:,} bytes"
             self.refuse(large, "move what the pipeline need not have in its directory elsewhere")
@@ -20343,7 +20314,7 @@ class Rehearsal:
         {"sqlite": copy_sqlite, "duckdb": copy_duckdb}.get(file_kind(path) or "", shutil.copyfile)(path, before)
         for suffix in filter(lambda suffix: os.path.exists(before + suffix), ("", ".wal")):
             shutil.copystat(path, before + suffix)
-            shutil.copy2(before + suffix, self.now + path + suffix)
+            shutil.copy2(before + suffix, self.copies + path + suffix)
 
     # Databases.
 
@@ -20392,7 +20363,7 @@ class Rehearsal:
                 driver.connect = functools.partial(self.connect_as_tau, name, driver.connect)
 
     def connect_as_tau(self, name: str, connect: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        if self.does() != "database":
+        if self.doing.get() != "database":
             self.refuse(f"{name}.connect(): a rehearsal could not take back what it writes", "ctx.sql, ctx.load")
         return connect(*arguments, **options)
 
@@ -20424,26 +20395,27 @@ class Rehearsal:
             effect = self.effect(use["place"], use["resource"], mode)
             effect["rows"] = (effect["rows"] or 0) + (step.rows_out or 0)
             if mode != "sql":
-                effect["columns"] = (effect["columns"] or {}) | (step.seen.document()["columns"] if step.seen else {})
+                seen = step.seen.document()["columns"] if step.seen else {}
+                effect["columns"] = effect.get("columns", {}) | seen
             if keys:
                 self.keys[use["place"], use["resource"].lower()] = keys
 
     def effect(self, place: str, resource: str, mode: str) -> Json:
-        made = {"place": place, "resource": resource, "mode": mode, "rows": None, "columns": None}
-        effect = self.effects.setdefault((place, resource.lower()), made | {"against": None, "digest": None})
+        made = {"place": place, "resource": resource, "mode": mode, "rows": None}
+        effect = self.effects.setdefault((place, resource.lower()), made)
         if mode not in effect["mode"].split("+"):
             effect["mode"] += f"+{mode}"
         return effect
 
     def compare(self) -> None:
         """Compares each copy with how it was before, and the tables of a PostgreSQL likewise."""
-        paths = {path.removeprefix(tree) for tree in (self.before, self.now) for path in files_below(tree)}
+        paths = {path.removeprefix(tree) for tree in (self.before, self.copies) for path in files_below(tree)}
         for path in sorted(paths):
-            trees = (self.before + path, self.now + path)
+            trees = (self.before + path, self.copies + path)
             kind = next(filter(None, map(file_kind, trees)), None)
             if kind is not None:
                 self.compare_tables(kind, path, *trees)
-            elif (self.name_of(path), "") in self.effects or file_digest(trees[0]) != file_digest(trees[1]):
+            else:
                 self.compare_files(path, *trees)
         for (place, table), (key, before) in self.tables.items():
             rows = rows_of_table(self.houses[place], table)
@@ -20467,11 +20439,14 @@ class Rehearsal:
             return Alchemy(f"duckdb:///{path}", self.around)
         return SQLite(path if os.path.exists(path) else ":memory:", "BEGIN")
 
-    def compare_files(self, path: str, *trees: str) -> None:
+    def compare_files(self, path: str, before: str, after: str) -> None:
         place = self.name_of(path)
+        is_there = os.path.exists(before) and os.path.exists(after)
+        if is_there and filecmp.cmp(before, after, shallow=False) and (place, "") not in self.effects:
+            return
         key = self.keys.get((place, ""), [])
         try:
-            files = [LocalFile(tree, self.around, {"missing": "ok"}) for tree in trees]
+            files = [LocalFile(tree, self.around, {"missing": "ok"}) for tree in (before, after)]
             self.settle(place, "", *(self.marks(place, file.read(BATCH_ROWS), key) for file in files))
         except (TauError, ValueError):  # it has no rows that we can read
             self.effects.get((place, "")) or self.effect(place, "", "code")
@@ -20497,7 +20472,8 @@ class Rehearsal:
         if before is None or after is None:
             return
         gone, fresh = before - after, after - before
-        changed = (keys_in(gone) & keys_in(fresh)).total()
+        old_keys, new_keys = (collections.Counter(key for key, _ in rows.elements()) for rows in (gone, fresh))
+        changed = (old_keys & new_keys).total()
         against = {"added": fresh.total() - changed, "changed": changed, "removed": gone.total() - changed}
         effect["against"] = against | {"same": (before & after).total()}
         effect["digest"] = f"{sum(digest * count for (_, digest), count in fresh.items()) % (1 << 64):016x}"
@@ -20507,37 +20483,40 @@ class Rehearsal:
 
     def judge(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Refuses what would reach out of the rehearsal.  It sees what Python does, and no library in C."""
-        if not getattr(self.doing, "judges", False):  # else it is an import of our own
-            self.doing.judges = True
+        doing = self.doing.get()
+        if doing != "judging":  # else it is an import of our own
+            self.doing.set("judging")  # by hand: there are thousands of events
             try:
-                self.judge_event(event, arguments)
+                self.judge_event(event, arguments, doing)
             finally:
-                self.doing.judges = False
+                self.doing.set(doing)
 
-    def judge_event(self, event: str, arguments: tuple[Any, ...]) -> None:
+    def judge_event(self, event: str, arguments: tuple[Any, ...], doing: str) -> None:
         if event in CHANGES:
             for place, folder in CHANGES[event]:
                 base = -1 if folder is None or len(arguments) <= folder else arguments[folder]
                 self.check_change(arguments[place], base, event not in ("os.truncate", "os.chmod", "os.utime"))
         elif event in LOOKS and isinstance(arguments[0], (str, bytes)):
-            is_write = event == "open" and arguments[2] & WRITING
-            (self.check_change if is_write else self.check_look)(arguments[0])
+            if event == "open" and arguments[2] & WRITING:
+                self.check_change(arguments[0])
+            elif doing != "secret":
+                self.check_look(arguments[0])
         elif event in CHILDREN or (event in ("os.kill", "os.killpg") and arguments[0] != os.getpid()):
             self.refuse(f"{event}: another process")
-        elif event in ("socket.connect", "socket.sendto", "socket.sendmsg") and self.does() != "database":
+        elif event in ("socket.connect", "socket.sendto", "socket.sendmsg") and doing != "database":
             address = arguments[1]
             if isinstance(address, (str, bytes)):
                 self.refuse("a connection to a socket of this machine")
             elif isinstance(address, tuple):
                 self.check_host(str(address[0]))
-        elif event in ("socket.getaddrinfo", "socket.gethostbyname") and arguments[0]:
+        elif event in ("socket.getaddrinfo", "socket.gethostbyname") and arguments[0] and doing != "database":
             self.check_host(os.fsdecode(arguments[0]))
-        elif event == "http.client.send" and self.does() != "web" and isinstance(arguments[1], bytes):
+        elif event == "http.client.send" and doing != "web" and isinstance(arguments[1], bytes):
             if match := re.match(rb"(?!GET |HEAD |OPTIONS |CONNECT )([A-Z]+) \S+ HTTP/", arguments[1]):
                 self.refuse(f"a {match[1].decode()} over HTTP: it may change something")
         elif event == "sqlite3.connect" and not re.match("$|:memory:|file:.*[?&]mode=ro", os.fsdecode(arguments[0])):
             self.check_change(arguments[0])
-        elif event == "import" and arguments[0].partition(".")[0] in NATIVE and self.does() != "database":
+        elif event == "import" and arguments[0].partition(".")[0] in NATIVE and doing != "database":
             self.refuse(f"import {arguments[0]}: it may write where nothing can be taken back", "ctx.sql, ctx.load")
         elif event == "import" and arguments[0] in ("pyarrow", "polars"):
             self.tell("unobserved", f"what {arguments[0]} writes to an absolute path: that is written")
@@ -20554,18 +20533,16 @@ class Rehearsal:
 
     def check_look(self, path: Any) -> None:
         real = os.path.realpath(os.fsdecode(path))
-        is_free = self.does() == "secret" or any(is_within(real, free) for free in self.readable)
-        if is_within(real, self.home) and not is_free:
+        if is_within(real, self.home) and not any(is_within(real, free) for free in self.readable):
             self.refuse(f"a look at {real}: {OF_TAUD}")
 
     def check_host(self, host: str) -> None:
         is_known = self.about["places"] is None or host in self.hosts or host.endswith(self.clouds or "/")
-        if not is_known and self.does() != "database" and host not in self.addresses:
+        if not is_known and host not in self.addresses:
             self.refuse(f"a connection to {host}, which the last success did not use")
 
     @functools.cached_property
     def addresses(self) -> set[str]:
-        """The addresses of the hosts."""
         addresses: set[str] = set()
         for host in filter(None, self.hosts):
             with contextlib.suppress(OSError):
@@ -20580,7 +20557,6 @@ class Rehearsal:
 
 
 def file_kind(path: str) -> str | None:
-    """Which database a file is, if it is one."""
     if not os.path.isfile(path):
         return None
     with open(path, "rb") as file:
@@ -20617,13 +20593,6 @@ def files_below(tree: str) -> Iterator[str]:
         yield from itertools.filterfalse(os.path.islink, paths)
 
 
-def file_digest(path: str) -> bytes:
-    if not os.path.exists(path):
-        return b""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "blake2b").digest()
-
-
 def rows_of_table(house: Any, table: str) -> Batches:
     """Yields the rows of a table, none if there is no such table.  PostgreSQL folds names without quotes."""
     for name in (table, table.lower()):
@@ -20646,11 +20615,6 @@ def digest_of_row(row: Json) -> int:
         if cell is not None
     ]
     return int.from_bytes(hashlib.blake2b(repr(sorted(cells)).encode(errors="replace"), digest_size=8).digest(), "big")
-
-
-def keys_in(rows: Any) -> Any:
-    """Counts the keys of counted rows."""
-    return collections.Counter(key for key, _ in rows.elements())
 
 
 # --- 53. Places ---------------------------------------------------------------------------
@@ -20693,18 +20657,18 @@ class Surroundings:
         self.name_of = functools.partial(place_name, directory=context.data_dir)
         self.only_looks = job.get("kind") == "peek"  # whether nothing may change
         self.rehearsal: Rehearsal | None = context._attempt.rehearsal
+        self.copies = ""  # the folder where a rehearsal has the files that it reads and writes
         if self.rehearsal is not None:
-            self.name_of = self.rehearsal.name_of
+            self.name_of, self.copies = self.rehearsal.name_of, self.rehearsal.copies
 
     def url_of(self, name: str) -> str:
         """Fills the secrets into a URL, or that of a connection, and hides its password."""
         url = str(self.connections[name]["url"]) if name in self.connections else name
-        end_of_user = url.rfind("@") if "://" in url else 0
 
         def secret(mark: re.Match[str]) -> str:
             value = self.secret(mark[1], f"connection '{name}' needs {mark[0]}")
             # In a user name or password @ and / must be quoted, in a query & and +.
-            is_part = mark.start() < end_of_user or re.search(r"\?.*=$", url[: mark.start()])
+            is_part = mark.start() < url.rfind("@") or re.search(r"\?.*=$", url[: mark.start()])
             return urllib.parse.quote(value, safe="") if 0 <= url.find("://") < mark.start() and is_part else value
 
         url = re.sub(SECRET_IN_URL, secret, url)
@@ -20716,13 +20680,11 @@ class Surroundings:
         """For `with`: in a rehearsal, lets Tau itself do what user code must not."""
         return contextlib.nullcontext() if self.rehearsal is None else self.rehearsal.working(what)
 
-    def real(self, path: str) -> str:
-        """Returns the path of the file of which this is the copy, if it is one."""
-        return path if self.rehearsal is None else self.rehearsal.real(path)
-
     def secret(self, name: str, lacking: str, default: str | None = None) -> str:
         """Returns a secret and hides it.  MissingSecret says what is *lacking* and where to put it."""
-        with self.rehearsal.reading(name) if self.rehearsal is not None else contextlib.nullcontext():
+        if self.rehearsal is not None:
+            self.rehearsal.check_secret(name)
+        with self.working("secret"):
             given, place = read_secret(name, self.secrets)
         value = default if given is None else given
         if value is None:
@@ -20878,8 +20840,7 @@ class Registered(Place):
         """Calls the function.  Raises BadRequest for an option that it does not take."""
         signature = inspect.signature(self.function)
         names, offered = signature.parameters, {"resource": None, **more}
-        takes_all = any(it.kind is it.VAR_KEYWORD for it in names.values())
-        taken = {*names, *(more if takes_all else ())}
+        taken = {*names, *(more if any(it.kind is it.VAR_KEYWORD for it in names.values()) else ())}
         options = {name: offered[name] for name in offered if name in taken} | self.options
         try:
             signature.bind(*arguments, **options)
@@ -20919,9 +20880,10 @@ FILE_OPTIONS: dict[str, PlaceOption] = {
 }
 
 
-def inner_path(path: str) -> str:
-    """Returns what is read of a path such as zip://a.csv::x.zip."""
-    return path.partition("::")[0] if "://" in path else path
+def file_label(path: str) -> str:
+    """Returns the name of a file; of zip://a.csv::x.zip it is a.csv."""
+    inner = path.partition("::")[0] if "://" in path else path
+    return os.path.basename(inner.rstrip("/")) or path
 
 
 class LocalFile(Place):
@@ -20929,7 +20891,7 @@ class LocalFile(Place):
 
     def __init__(self, path: str, around: Surroundings, options: Json) -> None:
         self.path = path + "*" * path.endswith("/")
-        super().__init__(os.path.basename(inner_path(path).rstrip("/")) or path, path, around, options)
+        super().__init__(file_label(path), path, around, options)
 
     def moved(self, rehearsal: Rehearsal, writing: bool) -> Place:
         path = rehearsal.copied(self.path, writing)
@@ -20946,7 +20908,8 @@ class LocalFile(Place):
                 hint = below if os.path.isdir(folder) else path_hint(self.path)
                 raise SourceError(f"there is no file {self.path}", f"{hint}; missing='ok': no rows")
             files = {self.path: ""}  # to open it says what is wrong
-        marks = {path: fingerprint(self.around.real(path), stamp) for path, stamp in sorted(files.items())}
+        copies = self.around.copies
+        marks = {path: fingerprint(path.removeprefix(copies), stamp) for path, stamp in sorted(files.items())}
         read: list[str] = []
         if self.options.get("new_only"):
             # Else the run would fail after its rows were loaded.
@@ -20954,7 +20917,7 @@ class LocalFile(Place):
                 wrong = f"{self.path}: {len(files):,} files are too many for new_only"
                 raise SourceError(wrong, "move those that were read to another folder")
             places = self.around.context.state.setdefault("files_read", {})  # → fingerprints of path, size and time
-            pattern = self.around.real(self.path)
+            pattern = self.path.removeprefix(copies)
             pattern = fingerprint(pattern) if SECRETS.text(pattern) != pattern else pattern
             places[pattern] = read = sorted({*marks.values()} & {*places.get(pattern, ())})
         known = {*read}
@@ -20964,7 +20927,7 @@ class LocalFile(Place):
                 read.append(mark)
 
     def read_file(self, path: str, batch_rows: int | None) -> Batches:
-        label, column = os.path.basename(inner_path(path)) or path, self.options.get("file_column")
+        label, column = file_label(path), self.options.get("file_column")
         file_format = find_format(self.options.get("format"), label)
         options = self.fit(f"reading {file_format.name}", file_format.reads, FILE_OPTIONS)
         with self.open(path) as file:
@@ -20984,8 +20947,8 @@ class LocalFile(Place):
         # What is there already may need the options of a reader.
         reads = omit(file_format.reads, file_format.writes) if mode != "replace" else {}
         options = omit(self.fit(f"writing {file_format.name}", reads | file_format.writes, own), reads)
-        for name in {*options} - {*file_format.reads} | {"columns"}:  # with them a reader takes the header for a row
-            self.options.pop(name, None)
+        # With `columns` a reader would take the header for a row.
+        self.options = omit(self.options, {*options} - {*file_format.reads} | {"columns"})
         old: Iterator[Rows] = iter(())
         is_upsert = mode == "upsert"
         with contextlib.ExitStack() as stack:
@@ -21103,7 +21066,7 @@ class RemoteFile(LocalFile):
 
     def moved(self, rehearsal: Rehearsal, writing: bool) -> Place:
         below = "/" + self.path.replace("://", "/")
-        copy = rehearsal.now + below
+        copy = rehearsal.copies + below
         if writing and copy not in rehearsal.names:
             for path in (rehearsal.before + below, copy):
                 make_directory(os.path.dirname(path))
@@ -21395,9 +21358,10 @@ class Web(Place):
         formats = dict(itertools.chain.from_iterable(form.reads.items() for form in FILE_FORMATS.values()))
         self.options = self.fit("http(s)", formats, WEB_OPTIONS)
         self.asked: Json = {name: options.get(name, row[1]) for name, row in WEB_OPTIONS.items()}
+        self.method: str = self.asked["method"] or ("GET" if self.asked["json"] is None else "POST")
         self.pager = self.find_pager()
-        self.step, first = self.asked["page_step"] or 1, self.asked["first_page"]
-        self.first = int(self.asked["page_step"] is None) if first is None else first
+        if self.asked["first_page"] is None:
+            self.asked["first_page"] = int(self.asked["page_step"] is None)
         user, _, address = parts.netloc.rpartition("@")
         basic = base64.b64encode(urllib.parse.unquote(user if ":" in user else f"{user}:").encode()).decode()
         self.user: Json = {"Authorization": f"Basic {basic}"} if user else {}  # which urllib does not send
@@ -21406,7 +21370,7 @@ class Web(Place):
     def find_pager(self) -> str:
         """Returns the option that finds pages, if any.  Raises BadRequest for two, or for one that counts rows."""
         asked = self.asked
-        pagers = [name for name in PAGERS if asked[name] is not None]
+        pagers = [name for name in PAGERS if name and asked[name] is not None]
         if len(pagers) > 1:
             raise BadRequest(f"{' and '.join(pagers)} are two ways to find pages", "choose one of them")
         param = asked["page_param"] or ""
@@ -21421,7 +21385,7 @@ class Web(Place):
         raise BadRequest("http(s) can only be read", "write a function: @target('crm') def crm(rows): …")
 
     def read(self, batch_rows: int | None) -> Batches:
-        start = {self.asked["page_param"]: self.first} if self.pager == "page_param" else {}
+        start = {self.asked["page_param"]: self.asked["first_page"]} if self.pager == "page_param" else {}
         request: WebRequest | None = self.request(start)
         seen: set[str] = set()
         while request is not None:
@@ -21431,7 +21395,7 @@ class Web(Place):
                 raise SourceError(f"{self.label}: {why}", f"{hint}check {self.pager}, or raise max_pages")
             seen.add(key)
             self.number, self.before, self.rows, self.document = len(seen), self.before + self.rows, 0, ()
-            self.method, self.url, self.body = request
+            self.url, self.body = request
             self.name, label, is_first = f"{self.method} {bare_url(self.url)}", self.label, self.number == 1
             if not is_first:
                 self.name += f" (page {self.number})"
@@ -21442,9 +21406,7 @@ class Web(Place):
                     self.rows += len(batch)
                     if batch or is_first:
                         yield batch
-            if not self.pager:
-                self.look_for_more()
-            request = PAGERS[self.pager](self) if self.pager else None
+            request = PAGERS[self.pager](self)
 
     def rows_of_page(self, batch_rows: int | None) -> Batches:
         if not self.file.tell() and (self.number > 1 or self.status == 204):
@@ -21493,7 +21455,7 @@ class Web(Place):
         how = "page_param='…'" if value is True else how
         totals = {path: at_path(document, path) for path in TOTAL_PATHS}
         total = next((path for path, count in totals.items() if type(count) is int and count > self.rows), None)
-        if next_link_in(", ".join(self.headers.get_all("Link", ()))):
+        if next_link_in(self.headers):
             how = "next_link='header'"
         elif value is None and total:
             how = f"page_param='…', with total='{total}' ({totals[total]:,}),"
@@ -21505,8 +21467,7 @@ class Web(Place):
     # The request for the page after this one, as one of PAGERS finds it; None after the last.
 
     def linked_page(self) -> WebRequest | None:
-        links = ", ".join(self.headers.get_all("Link", ()))
-        link = next_link_in(links) if self.asked["next_link"] == "header" else self.value_in("next_link", str)
+        link = next_link_in(self.headers) if self.asked["next_link"] == "header" else self.value_in("next_link", str)
         if not link:
             return None
         url = linked_url(self.url, link, f"{self.label}: the next link is")
@@ -21514,14 +21475,14 @@ class Web(Place):
             hint = f"next_token='{self.asked['next_link']}' in place of next_link, and token_param=: the parameter in "
             hint += "which the service takes it, often cursor or page_token, as its documentation says"
             raise SourceError(f"{self.label}: next_link is {safe_repr(link)}, which is no URL", hint)
-        return self.method, url, self.body
+        return url, self.body
 
     def token_page(self) -> WebRequest | None:
         token = self.value_in("next_token", str, int)
         return self.request({self.asked["token_param"]: token}) if token else None
 
     def counted_page(self) -> WebRequest | None:
-        step, rows = self.step, self.before + self.rows
+        step, rows = self.asked["page_step"] or 1, self.before + self.rows
         total, pages = self.value_in("total", int), self.value_in("page_count", int)
         more = min(step * self.number, total or 0)  # with fewer rows the next step would leave out some
         if step > 1 and self.rows and (not step * (self.number - 1) == self.before >= rows - step or rows < more):
@@ -21536,16 +21497,16 @@ class Web(Place):
             hint = "the service seems not to read page_param"
             hint += "" if is_told else "; or total= or page_count= says which page is the last"
             raise SourceError(f"{self.label}: {self.name} is the same as {self.same} pages before", hint)
-        return None if is_last else self.request({self.asked["page_param"]: self.first + self.number * step})
+        page = self.asked["first_page"] + self.number * step
+        return None if is_last else self.request({self.asked["page_param"]: page})
 
     def request(self, params: Json) -> WebRequest:
-        """Returns the method, URL and body of the first request, with these parameters."""
-        method, body = self.asked["method"], self.asked["json"]
-        if body is None:
-            return method or "GET", with_query(self.base, params), None
+        """Returns the URL and body of the first request, with these parameters."""
+        if (body := self.asked["json"]) is None:
+            return with_query(self.base, params), None
         for path, value in params.items():
             body = with_member(body, path, value)
-        return method or "POST", self.base, body
+        return self.base, body
 
     def value_in(self, option: str, *types: type) -> Any:
         """Returns what a page has at the path that is an option.  None if it is not given, or for nothing."""
@@ -21666,13 +21627,14 @@ class Web(Place):
         return SourceError(message, hint, **facts)
 
 
-#: Option that says how pages are found → what finds the next request.
+#: Option that says how pages are found, if any → what finds the next request.
 PAGERS = {"next_link": Web.linked_page, "next_token": Web.token_page, "page_param": Web.counted_page}
+PAGERS |= {"": Web.look_for_more}
 
 
-def next_link_in(headers: str) -> str | None:
+def next_link_in(headers: Any) -> str | None:
     """Returns the URL of the link rel="next" in Link headers (RFC 8288), if it has results."""
-    for link in re.finditer(LINK, headers):
+    for link in re.finditer(LINK, ", ".join(headers.get_all("Link", ()))):
         params = {name.lower(): value.strip("\"'").lower() for name, value in reversed(re.findall(LINK_PARAM, link[2]))}
         if "next" in params.get("rel", "").split() and params.get("results") != "false":
             return link[1]
