@@ -21950,7 +21950,8 @@ class Table(Place):
             loading = Loading(house, self.resource, mode, keys)
             for batch in batches:
                 loading.add(batch)
-            left_out = 0 if house.is_view(self.resource) else loading.left_out
+            does_count = house.dialect not in VIEWS or not [*house.catalog(VIEWS, self.resource)]
+            left_out = loading.left_out if does_count else 0
         if left_out:
             said = f"{self.label} says that it took {left_out:,} rows fewer than it was given"
             self.around.attempt.journal.log(f"{said}: a trigger, a rule or ON CONFLICT of its own", "warning")
@@ -22115,8 +22116,8 @@ class Loading:
             hint = "use no stream, so that all rows decide its kind; or a step can convert it"
         if isinstance(cell, list | tuple) and column.declared.endswith("[]"):
             hint = "a step can write it as text: '{1,2}'"
-        if column.is_padded:
-            hint = f"a step can pad it: value.ljust({column.length})"
+        if column.padded:
+            hint = f"a step can pad it: value.ljust({column.padded})"
         elif isinstance(cell, str) and guessed_kind({cell}).name != "text":
             hint = f"types=True where CSV is extracted, whose cells are text without it; else {hint}"
         others = enumerate(itertools.islice(scan.cells_of(name), number, None), at + 1)
@@ -22177,7 +22178,7 @@ class Warehouse:
     errors: Any = ()  # the exceptions of the library
     connection: Any = None
     statement = ""  # the latest
-    refused = 0  # the number of the row that it did not take, if that is known
+    refused = 0  # the number of the row that it took last, if that is known
     raised: Sequence[BaseException] = ()  # by a signal's handler, in the midst of a statement
     execute: Callable[..., Batches | int]  # a query → its rows, all in one batch without a size; else how many changed
     only_looks = False  # whether it must change nothing
@@ -22222,10 +22223,6 @@ class Warehouse:
         """Returns what the database tells of the columns or the indexes of a table."""
         schema, _, name = table.rpartition(".")
         return collect(self.ask(queries[self.dialect], {"schema": schema or None, "name": name}))
-
-    def is_view(self, table: str) -> bool:
-        """Whether it is a view of which the database does not count the rows that its triggers take."""
-        return self.dialect in VIEWS and [*self.catalog(VIEWS, table)] != []
 
     def columns_of(self, table: str) -> dict[str, Column]:
         """Returns the columns of a table by their folded names; none if there is no such table."""
@@ -22422,16 +22419,15 @@ class SQLite(Warehouse):
 
         While a stream reads this file, nothing can be written to it before the commit: changes stay in memory.
         """
-        self.statement = statement
+        self.statement, self.refused = statement, 0
         if self.path in self.read_from:
             self.connection.execute("PRAGMA cache_spill = 1000000000")  # a number of pages; OFF would be too late
-        counter = itertools.count(1)
-        try:  # it takes row after row
-            numbered = map(operator.itemgetter(0), zip(rows, counter))  # noqa: B905 (the counter has no end)
-            return int(self.connection.executemany(statement, numbered).rowcount)
-        except self.errors:
-            self.refused = next(counter) - 1
-            raise
+
+        def numbered() -> Iterator[Any]:
+            for self.refused, row in enumerate(rows, 1):
+                yield row
+
+        return int(self.connection.executemany(statement, numbered()).rowcount)
 
 
 class SqlStep(SQLite):
@@ -22460,10 +22456,10 @@ class SqlStep(SQLite):
     def declare(self, name: str, kind: str | None, scan: Scan, old: Column | None, is_key: bool) -> Column:
         """Returns a column whose type has a converter in sqlite3.  A kind that SQLite has itself needs none."""
         column = super().declare(name, kind, scan, old, is_key)
-        if column.size is not None and column.convert(scan, name) is not None:
+        if column.refuses is not None and column.convert(scan, name) is not None:
             hint = "a step in Python reckons with all digits"
             raise SourceError(f"SQL step: '{name}' has numbers of more than 64 bits or 15 digits", hint)
-        column.kind = column.size = None
+        column.kind = column.refuses = None
         column.declared = ""
         if kind not in ("integer", "real", "text", "bytes", "other", None):
             column.declared, parse = f"tau_{kind}", KINDS_OF_COLUMN[kind].parse
@@ -23739,6 +23735,10 @@ class Column:
     It is in a database of a *dialect*, or in a file.  *is_new*: it has had no value yet, and so has no kind.
     """
 
+    size: tuple[int, int, int] | None = None  # digits of a decimal: before the point, after it, and in all
+    zone: bool | None = None  # whether its times have one, if the type tells
+    refuses: Callable[[Any], bool] | None = None  # whether a value of its kind is beyond its limit
+
     def __init__(self, name: str, declared: str, dialect: str = "", is_new: bool = False) -> None:
         text, is_sqlite = declared.upper(), dialect == "sqlite"
         kinds = (kind for kind in KINDS_OF_VALUE if re.search(kind.declared, text))
@@ -23753,39 +23753,34 @@ class Column:
         self.is_known = bool(words) if is_sqlite else re.fullmatch(KNOWN_TYPES, text) is not None
         #: Whether Tau may have declared it.
         self.is_ours = re.fullmatch(OURS_OF_SQLITE if is_sqlite else OURS, text) is not None
-        #: Whether its numbers have four bytes; PostgreSQL tells the shortest number that stands for one.
+        #: Whether its numbers have four bytes.
         self.is_single = dialect in ALTERING and re.fullmatch("REAL|FLOAT4?", text) is not None
-        self.is_shortened = dialect == "postgresql"
         self.kind: ValueKind | None = kind
         word = kind and kind.name
         #: How many bits its integers have, as far as Tau checks them.
         bits = BITS.get(text, 64) if dialect in ALTERING else 64
         self.bits = 128 if re.search(r"^U|HUGE|UNSIGNED", text) else bits
+        #: Whether it is a time span of the database's own.
+        self.is_span = not is_sqlite and text.startswith("INTERVAL")
         size = re.search(r"\((\d+)(?:, *(\d+))?\)", text)
         whole, after = (int(size[1]), int(size[2] or 0)) if size else (0, 0)
-        #: How many characters a text may have, and whether it must have as many: shorter ones would be padded.
-        self.length = whole if word == "text" and not is_sqlite else 0
-        self.is_padded = dialect == "postgresql" and text.startswith("CHAR(")
-        #: Whether it is a time span of the database's own.
-        self.is_span = dialect != "sqlite" and text.startswith("INTERVAL")
-        #: How many digits a decimal may have: before the point, after it, and in all.  SQLite reckons with 15.
-        digits = (15, 400, 15) if is_sqlite else (whole - after, after, whole) if size else None
-        self.size = digits if word == "decimal" else None
-        has_zone = word in ("datetime", "time") and dialect in ("", *ALTERING)  # else the type does not tell
-        #: Whether its times have a zone.
-        self.zone = re.search(r"WITH TIME ZONE|TZ", text) is not None if has_zone else None
-
-    @property
-    def limit(self) -> str:
-        """What it asks of values of its own kind."""
-        if self.size is not None:
-            after = f", {self.size[1]} after the point" if self.size[1] < self.size[2] else ""
-            return f" of at most {self.size[2]} digits{after}"
-        if self.zone is not None:
-            return " with a zone" if self.zone else " without a zone"
-        if self.length:
-            return f" of {'' if self.is_padded else 'at most '}{self.length} characters"
-        return f" of {self.bits} bits" if self.kind is KINDS_OF_COLUMN["integer"] else ""
+        #: How many characters a text must have: shorter ones would be padded.
+        self.padded = whole if dialect == "postgresql" and text.startswith("CHAR(") else 0
+        #: What it asks of values of its own kind.
+        self.limit = f" of {self.bits} bits" if word == "integer" else ""
+        if word == "decimal" and (is_sqlite or size):  # SQLite reckons with 15 digits
+            most = self.size = (15, 400, 15) if is_sqlite else (whole - after, after, whole)
+            self.limit = f" of at most {most[2]} digits" + f", {after} after the point" * (most[1] < most[2])
+            self.refuses = lambda made: not made.is_finite() or any(map(operator.gt, digits_of(made), most))
+        elif word == "text" and whole and not is_sqlite:
+            self.limit = f" of {'' if self.padded else 'at most '}{whole} characters"
+            self.refuses = lambda made: not self.padded <= len(made) <= whole
+        elif word in ("datetime", "time") and dialect in ("", *ALTERING):
+            self.zone = re.search(r"WITH TIME ZONE|TZ", text) is not None
+            self.limit = " with a zone" if self.zone else " without a zone"
+            self.refuses = lambda made: (made.tzinfo is not None) is not self.zone
+        elif self.is_single:  # PostgreSQL tells the shortest number that stands for one
+            self.refuses = lambda made: isinstance(made, (int, float)) and not is_single(made, dialect == "postgresql")
 
     def cell(self, value: Any) -> Any:
         """Returns a value as this column holds it.  Raises ValueError if another would come back."""
@@ -23796,20 +23791,11 @@ class Column:
             return value  # NaN
         if made is None:
             return None
-        is_wrong = self.zone is not None and (made.tzinfo is not None) is not self.zone
-        if self.length:
-            is_wrong = len(made) > self.length or (self.is_padded and len(made) < self.length)
-        if self.is_single and isinstance(made, (int, float)):
-            is_wrong = not is_single(float(made), self.is_shortened)
+        is_wrong = self.refuses is not None and self.refuses(made)
         if self.stored == "sqlite_type" and not self.is_known:
             is_wrong = isinstance(text := sqlite_cell(made), str) and re.fullmatch(SQLITE_NUMBER, text) is not None
         if type(made) is int:
             is_wrong = not -(1 << self.bits - 1) <= made < 1 << self.bits - 1
-        if self.size is not None:
-            before, _, after = format(made.copy_abs(), "f").partition(".")  # abs() rounds to 28 digits
-            before, after = before.lstrip("0"), after.rstrip("0")
-            lengths = len(before), len(after), len((before + after).strip("0"))
-            is_wrong = not made.is_finite() or any(map(operator.gt, lengths, self.size))
         if is_wrong:
             raise ValueError(value)
         return made
@@ -23825,8 +23811,7 @@ class Column:
         is_odd = self.stored == "sqlite_type" and not self.is_known and not scan.types.get(name, set()) <= {int, float}
         if is_odd and scan.types.get(name) == {str}:  # one look at all is faster
             is_odd = re.search(SQLITE_NUMBER_LINE, "\n".join(filter(None, scan.cells_of(name)))) is not None
-        is_plain = not (self.size or self.zone is not None or self.length or self.is_single or self.is_span)
-        if is_same and not is_odd and is_plain:
+        if is_same and not is_odd and self.refuses is None and not self.is_span:
             numbers = filter(None, scan.cells_of(name)) if scan.types.get(name) == {int} else ()
             if max(map(int.bit_length, numbers), default=0) < self.bits:
                 return None
@@ -23837,6 +23822,13 @@ class Column:
                 return len(made) + 1, cell
         scan.made[name], scan.types[name] = made, {*map(type, made)}
         return None
+
+
+def digits_of(number: decimal.Decimal) -> tuple[int, int, int]:
+    """Returns how many digits a number has before the point, after it, and in all."""
+    before, _, after = format(number.copy_abs(), "f").partition(".")  # abs() rounds to 28 digits
+    before, after = before.lstrip("0"), after.rstrip("0")
+    return len(before), len(after), len((before + after).strip("0"))
 
 
 def is_single(number: float, shortened: bool) -> bool:
