@@ -21887,9 +21887,8 @@ class Table(Place):
 
         A file that is missing is made if *makes*; else it is an error, or if *begin* is empty, an empty database.
         """
-        kind = next((it for it in ("sqlite", "duckdb") if re.match(f"{it}[+:]", self.url)), None)
-        place = self.url.partition(":///")[2]
-        if kind is None or re.match(r"duckdb(\+\w+)?://(/?$|/:memory:|/[a-z]\w+:)", self.url):
+        kind, place = re.split("[+:]", self.url)[0], self.url.partition(":///")[2]
+        if kind not in ("sqlite", "duckdb") or re.match(r"duckdb(\+\w+)?://(/?$|/:memory:|/[a-z]\w+:)", self.url):
             return Alchemy(self.url, self.around)
         path = os.path.realpath(place.partition("?")[0] if kind == "duckdb" else place or ".")
         if os.path.isdir(path) or re.search(":memory:$" if kind == "duckdb" else r":memory:$|[?]\w+=", place):
@@ -22090,9 +22089,8 @@ class Loading:
             wrong = old.convert(scan, name) or self.house.misfit(old, scan.cells_of(name))
             if wrong is None:
                 return old
-        is_empty = old is None or old.is_new
-        if old is not None and self.mode == "replace" and old.is_ours:
-            is_empty = is_empty or self.house.is_empty(self.table, old)
+        may_change = self.mode == "replace" and old is not None and old.is_ours
+        is_empty = old is None or old.is_new or (may_change and self.house.is_empty(self.table, old))
         is_bound = is_empty and old is not None and self.house.is_bound(self.name, old)
         common = common_kind(kinds if old is None or is_empty or old.kind is None else kinds | {old.kind.name})
         for kind in dict.fromkeys((common, *WIDER.get(common, ())[-1:], "text")):
@@ -22686,15 +22684,8 @@ class FileFormat:
 
     def __init__(self, name: str, reader: Any, writer: Any, **fixed: Any) -> None:
         self.name, self.reader, self.writer, self.fixed = name, reader, writer, fixed
-        self.reads, self.writes = (
-            {
-                option: option_schema(work.__annotations__[option])
-                for option in work.__kwdefaults__ or ()
-                if option not in fixed
-            }
-            | ({} if name == "parquet" else {"encoding": "string"})
-            for work in (reader, writer)
-        )
+        usual = {} if name == "parquet" else {"encoding": "string"}
+        self.reads, self.writes = (omit(options_of(work), fixed) | usual for work in (reader, writer))
 
     def read(self, file: Any, batch_rows: int | None, *, encoding: str = "utf-8-sig", **options: Any) -> Batches:
         text = text_layer(file, encoding)
@@ -22729,10 +22720,13 @@ class FileFormat:
         return bytes(cell).hex() if isinstance(cell, BYTES) else encode_json(to_json(cell, "key"))
 
 
-def option_schema(annotation: str) -> Json:
-    """Returns the schema of an option from its annotation; that of any value if it is not one of the simple ones."""
-    kinds = [OPTION_KINDS.get(kind) for kind in annotation.split(" | ")]
-    return {} if None in kinds else {"type": kinds, "items": {"type": "string"}}
+def options_of(work: Any) -> Json:
+    """Returns the schema of each option of a function; that of any value if its annotation is not a simple one."""
+    options: Json = {}
+    for option in work.__kwdefaults__ or ():
+        kinds = [*map(OPTION_KINDS.get, work.__annotations__[option].split(" | "))]
+        options[option] = {} if None in kinds else {"type": kinds, "items": {"type": "string"}}
+    return options
 
 
 OPTION_KINDS = {"str": "string", "bool": "boolean", "int": "integer", "Sequence[str]": "array", "None": "null"}
@@ -23738,6 +23732,7 @@ class Column:
     size: tuple[int, int, int] | None = None  # digits of a decimal: before the point, after it, and in all
     zone: bool | None = None  # whether its times have one, if the type tells
     refuses: Callable[[Any], bool] | None = None  # whether a value of its kind is beyond its limit
+    makes_numbers = False  # of texts that look like some
 
     def __init__(self, name: str, declared: str, dialect: str = "", is_new: bool = False) -> None:
         text, is_sqlite = declared.upper(), dialect == "sqlite"
@@ -23749,8 +23744,9 @@ class Column:
         if is_sqlite:
             words = [word for pattern, word in SQLITE_KINDS.items() if re.search(pattern, text)]
             kind = KINDS_OF_COLUMN[words[0]] if words and words[0] else None
-        #: Whether Tau knows what becomes of a value in it.
-        self.is_known = bool(words) if is_sqlite else re.fullmatch(KNOWN_TYPES, text) is not None
+            self.makes_numbers = not words
+        #: Whether Tau knows what another database makes of a value in it.
+        self.is_known = re.fullmatch(KNOWN_TYPES, text) is not None
         #: Whether Tau may have declared it.
         self.is_ours = re.fullmatch(OURS_OF_SQLITE if is_sqlite else OURS, text) is not None
         #: Whether its numbers have four bytes.
@@ -23781,22 +23777,20 @@ class Column:
             self.refuses = lambda made: (made.tzinfo is not None) is not self.zone
         elif self.is_single:  # PostgreSQL tells the shortest number that stands for one
             self.refuses = lambda made: isinstance(made, (int, float)) and not is_single(made, dialect == "postgresql")
+        elif self.makes_numbers:
+            self.refuses = lambda made: (
+                isinstance(it := sqlite_cell(made), str) and re.fullmatch(SQLITE_NUMBER, it) is not None
+            )
 
     def cell(self, value: Any) -> Any:
         """Returns a value as this column holds it.  Raises ValueError if another would come back."""
         if self.is_span and isinstance(value, datetime.timedelta) and not getattr(value, "nanoseconds", 0):
             return f"{value.days} days {value.seconds}.{value.microseconds:06} seconds"
         made = value if self.kind is None or value is None else self.kind.exactly(value)
-        if made is None and self.is_single and isinstance(value, float):
-            return value  # NaN
         if made is None:
-            return None
-        is_wrong = self.refuses is not None and self.refuses(made)
-        if self.stored == "sqlite_type" and not self.is_known:
-            is_wrong = isinstance(text := sqlite_cell(made), str) and re.fullmatch(SQLITE_NUMBER, text) is not None
-        if type(made) is int:
-            is_wrong = not -(1 << self.bits - 1) <= made < 1 << self.bits - 1
-        if is_wrong:
+            return value if self.is_single and isinstance(value, float) else None  # NaN
+        is_large = type(made) is int and not -(1 << self.bits - 1) <= made < 1 << self.bits - 1
+        if is_large or (self.refuses is not None and self.refuses(made)):
             raise ValueError(value)
         return made
 
@@ -23806,13 +23800,16 @@ class Column:
         Kinds whose attribute *stored* is equal are stored without a conversion.
         """
         made: list[Any] = []
+        types = scan.types.get(name, set())
         stored = {getattr(KINDS_OF_COLUMN[kind], self.stored) for kind in scan.kinds(name)}
         is_same = self.kind is None or stored <= {getattr(self.kind, self.stored)}
-        is_odd = self.stored == "sqlite_type" and not self.is_known and not scan.types.get(name, set()) <= {int, float}
-        if is_odd and scan.types.get(name) == {str}:  # one look at all is faster
-            is_odd = re.search(SQLITE_NUMBER_LINE, "\n".join(filter(None, scan.cells_of(name)))) is not None
-        if is_same and not is_odd and self.refuses is None and not self.is_span:
-            numbers = filter(None, scan.cells_of(name)) if scan.types.get(name) == {int} else ()
+        is_limited = self.refuses is not None or self.is_span
+        if self.makes_numbers:
+            is_limited = not types <= {int, float}
+            if types == {str}:  # one look at all is faster
+                is_limited = re.search(SQLITE_NUMBER_LINE, "\n".join(filter(None, scan.cells_of(name)))) is not None
+        if is_same and not is_limited:
+            numbers = filter(None, scan.cells_of(name)) if types == {int} else ()
             if max(map(int.bit_length, numbers), default=0) < self.bits:
                 return None
         for cell in scan.cells_of(name):
@@ -24242,18 +24239,15 @@ class Journal:
         try:
             written = os.write(self.descriptor, line)
         except OSError as problem:
-            written = self.write_again(line, problem)
+            if problem.errno != errno.EBADF:
+                written = 0
+            elif self.descriptor < 0:
+                written = len(line)
+            else:  # user code has closed it
+                self.descriptor = self.open()
+                written = os.write(self.descriptor, line)
         if waiting or written < len(line):  # else a thread could clear what another left
             self.waiting = unwritten(line, written)
-
-    def write_again(self, data: bytes, problem: OSError) -> int:
-        """Returns how many bytes could be written.  Reopens the journal if user code has closed it."""
-        if problem.errno != errno.EBADF:
-            return 0
-        if self.descriptor < 0:
-            return len(data)
-        self.descriptor = self.open()
-        return os.write(self.descriptor, data)
 
     def close(self) -> None:
         """Drops what comes later, such as the end of a stream that was not read to its end."""
@@ -24337,7 +24331,7 @@ class Step:
     def __enter__(self) -> Step:
         current = current_step()
         self.before = current.get()
-        self.start(open_step() if Step.of_generators else self.before)
+        self.start(open_step())
         frame = sys._getframe(1)
         self.generator = generator_of(frame) if frame.f_code.co_flags & 0x2A0 else None  # or of a coroutine
         if self.generator is None:
@@ -24728,8 +24722,8 @@ def values_of(value: Any) -> Json:
 CONVERSIONS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
     ("__dataclass_fields__", values_of),
     ("_value2member_map_", lambda value: value.value),
-    ("isoformat", lambda value: value.total_seconds() if hasattr(value, "days") and value == value else iso(value)),
-    ("total_seconds", lambda value: value.total_seconds()),
+    ("total_seconds", lambda value: value.total_seconds() if value == value else None),
+    ("isoformat", iso),
     ("__fspath__", os.fspath),
     ("to_dict", refuse_series),
     ("tolist", from_numpy),
@@ -24827,13 +24821,13 @@ def error_in_brief(problem: BaseException, frames: list[Json], folder: str) -> J
     """An exception's type and message, and its place in user code if known."""
     message = safe_text(problem)
     places = [pick(frame, "file", "line", "code") for frame in frames if frame["user"]]
-    if isinstance(problem, SyntaxError) and problem.filename:
-        file, mine = short_path(problem.filename, folder)
-        places += [{"file": file, "line": problem.lineno, "code": (problem.text or "").strip()}] if mine else []
     in_text = r'File "(.+)", line (\d{1,9}), in .+\n\s+(.+)'  # a frame of another process
-    for path, line, code in () if places else re.findall(in_text, message):
+    others: list[Any] = [] if places else re.findall(in_text, message)
+    if isinstance(problem, SyntaxError) and problem.filename:
+        others.append((problem.filename, problem.lineno, (problem.text or "").strip()))
+    for path, line, code in others:
         file, mine = short_path(path, folder)
-        places += [{"file": file, "line": int(line), "code": code}] if mine else []
+        places += [{"file": file, "line": line and int(line), "code": code}] if mine else []
     place = places[-1] if places else dict.fromkeys(("file", "line", "code"))
     return {"type": type(problem).__name__, "message": message.replace(folder + os.sep, ""), **place}
 
