@@ -22242,10 +22242,7 @@ class Warehouse:
         return None
 
     def keys_of(self, table: str) -> Json:
-        """Returns the columns of a table's primary key, of its other unique indexes, and of further indexes.
-
-        In a transaction that has failed, some databases do not answer: roll it back before.
-        """
+        """Returns the columns of a table's primary key, of its other unique indexes, and of further indexes."""
         keys: Json = {"primary": [], "unique": [], "indexes": []}
         for row in self.catalog(INDEXES, table):
             columns = json.loads(row["columns"]) if isinstance(row["columns"], str) else row["columns"]
@@ -22711,8 +22708,10 @@ class FileFormat:
             return str(csv_cell(cell))
         if self.name != "parquet":
             cell = to_json(cell, "key")  # as it stands in the file
-        elif hasattr(cell, "tolist") or hasattr(type(cell), "_value2member_map_"):
-            cell = cell.tolist() if hasattr(cell, "tolist") else cell.value
+        elif hasattr(cell, "tolist"):
+            cell = cell.tolist()
+        elif hasattr(type(cell), "_value2member_map_"):
+            cell = cell.value
         if isinstance(cell, (int, float, decimal.Decimal)) and type(cell) is not bool:
             return str(decimal.Decimal(str(cell)).normalize(decimal.Context(9_999)))  # 1, 1.0 and 1.00 are one key
         if isinstance(cell, datetime.datetime) and cell.tzinfo is not None:
@@ -22988,11 +22987,7 @@ def write_csv(
 
 
 def write_cells(text: io.TextIOWrapper, lines: list[Any], delimiter: str) -> None:
-    """Writes lines of cells as CSV.
-
-    The csv module does not quote a carriage return, which readers take for the end of a line.  If there is
-    one, every cell is quoted.
-    """
+    """Writes lines as CSV, all cells quoted if one has a carriage return: csv would not quote that one."""
     for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
         block = io.StringIO(newline="")
         csv.writer(block, delimiter=delimiter, lineterminator="\n", quoting=quoting).writerows(lines)
@@ -23107,14 +23102,13 @@ def members_of(pairs: Iterable[tuple[str, Any]], mark: str, prefix: str = "") ->
 
 
 def at_path(document: Any, path: str) -> Any:
-    """Returns the value at a dotted path of a JSON document; () if there is none.
-
-    Keys may have dots too.  The first and the last item of a list are 0 and -1.
-    """
+    """Returns the value at a dotted path of a JSON document, () if there is none.  0 and -1 are the ends of a list."""
     if isinstance(document, list) and document:
         document = {"0": document[0], "-1": document[-1]}
-    if not isinstance(document, dict) or path in document:
-        return document[path] if isinstance(document, dict) else ()
+    if not isinstance(document, dict):
+        return ()
+    if path in document:  # keys may have dots too
+        return document[path]
     word, _, inner = path.partition(".")
     return at_path(document.get(word), inner) if inner else ()
 
@@ -23157,7 +23151,6 @@ def json_row(row: Json) -> str:
 
 
 def json_cell(value: Any) -> Any:
-    """Returns the JSON of a value that the json module does not know."""
     return refuse_bytes(value) if isinstance(value, BYTES) else to_json(value, "cell")
 
 
@@ -23498,13 +23491,6 @@ TRUTHS = dict.fromkeys(("true", "t", "yes", "y", "1", "on"), True)
 TRUTHS |= dict.fromkeys(("false", "f", "no", "n", "0", "off"), False)
 
 
-def real(text: str) -> float:
-    value = float(text.replace("_", "x"))  # unlike Python it refuses 1_000
-    if value - value != 0:
-        raise ValueError(text)
-    return value
-
-
 def plain_cell(value: Any) -> Any:
     """Returns a value as text or a number.  Raises SourceError if it has no JSON form."""
     try:
@@ -23634,12 +23620,12 @@ CLOCK_PATTERN = r"[0-9]{2}:[0-9]{2}(?!.*[.,][0-9]{6}0*[1-9]).*"
 KINDS_OF_VALUE = (
     ValueKind(
         "integer", "builtins.int integer", {"type": "integer"}, "INTEGER", "BigInteger", make=int,
-        parse=lambda text: int(text.replace("_", "x")), quick=int, pattern=r"-?(?:0|[1-9][0-9]{0,17})",
-        declared=r"(?<!PO)INT(?!ERVAL)|SERIAL",
+        parse=lambda text: int(text.replace("_", "x")),  # unlike Python it refuses 1_000
+        quick=int, pattern=r"-?(?:0|[1-9][0-9]{0,17})", declared=r"(?<!PO)INT(?!ERVAL)|SERIAL",
     ),
     ValueKind(
         "real", "builtins.float floating", {"type": "number"}, "REAL", "Double", convert=float, make=float,
-        parse=real, quick=float, declared=r"REAL|FLOA|DOUB",
+        parse=lambda text: finite(text.replace("_", "x")), quick=float, declared=r"REAL|FLOA|DOUB",
         pattern=r"-?(?:0|[1-9][0-9]{0,6})(?:\.[0-9]{1,8})?|"  # most numbers, and fast
         r"-?(?![0-9.]{17}|[0-9]+[eE][0-9])(?:(?:0|[1-9][0-9]{0,14})(?:\.[0-9]*)?|\.[0-9]+)"
         r"(?:[eE](?:-(?:[12]?[0-9]{1,2}|30[0-7])|[+]?[0-9]{1,2}))?",
@@ -24466,10 +24452,9 @@ class Alarm:
 def row_count(count: Any) -> str:
     """Returns a row count as JSON; null if it is not a number, or SQLite could not store it."""
     try:
-        number = int(count)
+        return str(short_int(str(int(count))))
     except (TypeError, ValueError, OverflowError):
         return "null"
-    return str(number) if -(1 << 63) <= number < 1 << 63 else "null"
 
 
 @functools.cache
@@ -24713,7 +24698,6 @@ def from_numpy(value: Any) -> Any:
 
 
 def values_of(value: Any) -> Json:
-    """Returns what is in a dataclass."""
     fields = sys.modules["dataclasses"].fields(value)
     return {field.name: getattr(value, field.name) for field in fields}
 
@@ -24746,7 +24730,6 @@ def key_text(key: Any, path: str, holder: dict[Any, Any]) -> str:
 
 
 def error_document(problem: BaseException, attempt: Attempt) -> Json:
-    """Returns an exception as the error document of a run."""
     kind, folder, cause = "exception" if attempt.loaded else "load", attempt.job["folder"], None
     kinds = {BadResult: "result", CheckFailed: "check", DriftFound: "drift", StepTimeout: "timeout"}
     kind = next((word for cause, word in kinds.items() if isinstance(problem, cause)), kind)
@@ -25090,9 +25073,9 @@ def short_repr(value: Any, most: int, level: int = 0) -> str:
     kind = next((container for container in CONTAINERS if isinstance(value, container)), type(value))
     value = value[: 4 * most] if kind in (bytes, bytearray) else value
     if kind is str and len(value) > most:
-        return f"{SECRETS.text(value)[: most // 2]!r}…"
+        return f"{clip(value, most // 2)!r}…"
     if kind not in CONTAINERS or not value:
-        text = SECRETS.text(repr(value))[: 2 * most]
+        text = clip(repr(value), 2 * most)
         return (text if kind is str else re.sub(NAMED_SECRET, r"\1***", text))[:most]
     if level > 2:
         return "…"
