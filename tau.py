@@ -22410,12 +22410,9 @@ class SQLite(Warehouse):
         return rows_of([column[0] for column in cursor.description], cursor, batch_rows)
 
     def change(self, statement: str, rows: Cells, at_once: bool = False) -> int:
-        """Executes a statement with the values of each row and returns how many rows it changed.
-
-        While a stream reads this file, nothing can be written to it before the commit: changes stay in memory.
-        """
+        """Executes a statement with the values of each row and returns how many rows it changed."""
         self.statement, self.refused = statement, 0
-        if self.path in self.read_from:
+        if self.path in self.read_from:  # before the commit, nothing can be written to it: changes stay in memory
             self.connection.execute("PRAGMA cache_spill = 1000000000")  # a number of pages; OFF would be too late
 
         def numbered() -> Iterator[Any]:
@@ -23781,14 +23778,11 @@ class Column:
         return made
 
     def convert(self, scan: Scan, name: str) -> tuple[int, Any] | None:
-        """Makes the cells of a batch those that this column holds.  Returns the first misfit, after its number.
-
-        Kinds whose attribute *stored* is equal are stored without a conversion.
-        """
+        """Makes the cells of a batch those that this column holds.  Returns the first misfit, after its number."""
         made: list[Any] = []
         types = scan.types.get(name, set())
         stored = {getattr(KINDS_OF_COLUMN[kind], self.stored) for kind in scan.kinds(name)}
-        is_same = self.kind is None or stored <= {getattr(self.kind, self.stored)}
+        is_same = self.kind is None or stored <= {getattr(self.kind, self.stored)}  # nothing must be converted
         is_limited = self.refuses is not None or self.is_span
         if self.makes_numbers:
             is_limited = not types <= {int, float}
@@ -24163,14 +24157,6 @@ def write_faults(file: int) -> None:
         faulthandler.register(signal.SIGRTMAX, file)
 
 
-def unwritten(lines: bytes, written: int) -> bytes:
-    """What is left of some lines after *written* bytes, with the whole of a line that was cut."""
-    whole = lines.rfind(b"\n", 0, written) + 1
-    if written == whole or lines[written : written + 1] == b"\n":
-        return lines[written:]
-    return b"\n" + lines[whole:]
-
-
 class Journal:
     """The file that brings the trace to the daemon: each record is one JSON line, in one write."""
 
@@ -24233,7 +24219,9 @@ class Journal:
                 self.descriptor = self.open()
                 written = os.write(self.descriptor, line)
         if waiting or written < len(line):  # else a thread could clear what another left
-            self.waiting = unwritten(line, written)
+            whole = line.rfind(b"\n", 0, written) + 1
+            is_cut = whole < written and line[written : written + 1] != b"\n"  # it is written again, as a whole
+            self.waiting = b"\n" + line[whole:] if is_cut else line[written:]
 
     def close(self) -> None:
         """Drops what comes later, such as the end of a stream that was not read to its end."""
