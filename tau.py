@@ -23202,10 +23202,6 @@ def write_parquet(text: io.TextIOWrapper, batches: Batches) -> None:
         raise SourceError(f"not for Parquet: {problem}", "a step can change it") from None
 
 
-#: Modules of the classes whose values Arrow keeps as they are, in a column of their own kind.
-EXACT_MODULES = ("builtins", "datetime", "decimal")
-
-
 def full_table(arrow: Any, batch: Rows, names: list[str], schema: Any) -> Any:
     """Makes an Arrow table.  Raises SourceError for a cell that Arrow would change."""
     scan, columns = Scan(batch), []
@@ -23213,7 +23209,8 @@ def full_table(arrow: Any, batch: Rows, names: list[str], schema: Any) -> Any:
     hint += " a step can convert the value"
     for name in names:
         cells = [*scan.cells_of(name)]
-        is_odd = any(it.__module__ not in EXACT_MODULES for it in scan.types.get(name, ()))
+        # Arrow keeps other values as they are, in a column of their own kind.
+        is_odd = any(it.__module__ not in ("builtins", "datetime", "decimal") for it in scan.types.get(name, ()))
         if is_odd:  # NaT of pandas is no time
             times = (datetime.datetime, datetime.timedelta)
             cells = [None if isinstance(it, times) and it != it else it for it in cells]
@@ -23573,10 +23570,6 @@ class ValueKind:
         raise ValueError(value)
 
 
-#: Types of PostgreSQL whose texts it spells in its own way.
-SPELLED = ("MACADDR", "TSVECTOR")
-
-
 def amount(text: str) -> decimal.Decimal:
     """Returns an amount of money without its signs and marks."""
     return decimal.Decimal(re.sub("[^0-9.-]", "", text) or 0)
@@ -23584,8 +23577,8 @@ def amount(text: str) -> decimal.Decimal:
 
 def comes_back(given: Any, back: Any, declared: str = "") -> bool:
     """Whether a value that was given came back as it was, and all in it.  A member that was not given is None."""
-    if isinstance(given, str) and declared.upper().startswith(SPELLED):
-        return True
+    if isinstance(given, str) and declared.upper().startswith(("MACADDR", "TSVECTOR")):
+        return True  # PostgreSQL spells it in its own way
     given = amount(given) if isinstance(given, str) and declared.upper() == "MONEY" else given
     given = given.tolist() if hasattr(given, "tolist") else [*given] if isinstance(given, (set, frozenset)) else given
     if isinstance(given, dict) and isinstance(back, dict):
@@ -23880,10 +23873,6 @@ def columns_of(rows: Rows) -> list[str]:
     return [*dict.fromkeys(itertools.chain(rows.columns if not rows else (), *shapes))]
 
 
-#: Types of cells that can be asked whether they are empty.
-BLANK_TYPES = PLAIN_TYPES | {bool}
-
-
 class Seen:
     """What a step has seen of its rows: in how many of them each column has values of each kind."""
 
@@ -23900,7 +23889,7 @@ class Seen:
             if len(self.columns) < OBSERVED_COLUMNS or short in self.columns:
                 known, cells = self.columns.setdefault(short, {}), [*sample.cells_of(name)]
                 types = collections.Counter(map(type, cells))
-                if short not in self.filled and (not types.keys() <= BLANK_TYPES or any(cells)):
+                if short not in self.filled and (types.keys() - PLAIN_TYPES - {bool} or any(cells)):
                     self.filled.add(short)
                 for cell_type, count in types.items():
                     kind = kind_of(cell_type).name or "null"
