@@ -21786,9 +21786,8 @@ class Table(Place):
 
         A file that is missing is made if *makes*; else it is an error, or if *begin* is empty, an empty database.
         """
-        kind = next((it for it in ("sqlite", "duckdb") if re.match(f"{it}[+:]", self.url)), None)
-        place = self.url.partition(":///")[2]
-        if kind is None or re.match(r"duckdb(\+\w+)?://(/?$|/:memory:|/[a-z]\w+:)", self.url):
+        kind, place = re.split("[+:]", self.url)[0], self.url.partition(":///")[2]
+        if kind not in ("sqlite", "duckdb") or re.match(r"duckdb(\+\w+)?://(/?$|/:memory:|/[a-z]\w+:)", self.url):
             return Alchemy(self.url, self.around)
         path = os.path.realpath(place.partition("?")[0] if kind == "duckdb" else place or ".")
         if os.path.isdir(path) or re.search(":memory:$" if kind == "duckdb" else r":memory:$|[?]\w+=", place):
@@ -21849,7 +21848,8 @@ class Table(Place):
             loading = Loading(house, self.resource, mode, keys)
             for batch in batches:
                 loading.add(batch)
-            left_out = 0 if house.is_view(self.resource) else loading.left_out
+            does_count = house.dialect not in VIEWS or not [*house.catalog(VIEWS, self.resource)]
+            left_out = loading.left_out if does_count else 0
         if left_out:
             said = f"{self.label} says that it took {left_out:,} rows fewer than it was given"
             self.around.attempt.journal.log(f"{said}: a trigger, a rule or ON CONFLICT of its own", "warning")
@@ -21988,9 +21988,8 @@ class Loading:
             wrong = old.convert(scan, name) or self.house.misfit(old, scan.cells_of(name))
             if wrong is None:
                 return old
-        is_empty = old is None or old.is_new
-        if old is not None and self.mode == "replace" and old.is_ours:
-            is_empty = is_empty or self.house.is_empty(self.table, old)
+        may_change = self.mode == "replace" and old is not None and old.is_ours
+        is_empty = old is None or old.is_new or (may_change and self.house.is_empty(self.table, old))
         is_bound = is_empty and old is not None and self.house.is_bound(self.name, old)
         common = common_kind(kinds if old is None or is_empty or old.kind is None else kinds | {old.kind.name})
         for kind in dict.fromkeys((common, *WIDER.get(common, ())[-1:], "text")):
@@ -22014,8 +22013,8 @@ class Loading:
             hint = "use no stream, so that all rows decide its kind; or a step can convert it"
         if isinstance(cell, list | tuple) and column.declared.endswith("[]"):
             hint = "a step can write it as text: '{1,2}'"
-        if column.is_padded:
-            hint = f"a step can pad it: value.ljust({column.length})"
+        if column.padded:
+            hint = f"a step can pad it: value.ljust({column.padded})"
         elif isinstance(cell, str) and guessed_kind({cell}).name != "text":
             hint = f"types=True where CSV is extracted, whose cells are text without it; else {hint}"
         others = enumerate(itertools.islice(scan.cells_of(name), number, None), at + 1)
@@ -22076,7 +22075,7 @@ class Warehouse:
     errors: Any = ()  # the exceptions of the library
     connection: Any = None
     statement = ""  # the latest
-    refused = 0  # the number of the row that it did not take, if that is known
+    refused = 0  # the number of the row that it took last, if that is known
     raised: Sequence[BaseException] = ()  # by a signal's handler, in the midst of a statement
     execute: Callable[..., Batches | int]  # a query → its rows, all in one batch without a size; else how many changed
     only_looks = False  # whether it must change nothing
@@ -22122,10 +22121,6 @@ class Warehouse:
         schema, _, name = table.rpartition(".")
         return collect(self.ask(queries[self.dialect], {"schema": schema or None, "name": name}))
 
-    def is_view(self, table: str) -> bool:
-        """Whether it is a view of which the database does not count the rows that its triggers take."""
-        return self.dialect in VIEWS and [*self.catalog(VIEWS, table)] != []
-
     def columns_of(self, table: str) -> dict[str, Column]:
         """Returns the columns of a table by their folded names; none if there is no such table."""
         columns = {}
@@ -22146,10 +22141,7 @@ class Warehouse:
         return None
 
     def keys_of(self, table: str) -> Json:
-        """Returns the columns of a table's primary key, of its other unique indexes, and of further indexes.
-
-        In a transaction that has failed, some databases do not answer: roll it back before.
-        """
+        """Returns the columns of a table's primary key, of its other unique indexes, and of further indexes."""
         keys: Json = {"primary": [], "unique": [], "indexes": []}
         for row in self.catalog(INDEXES, table):
             columns = json.loads(row["columns"]) if isinstance(row["columns"], str) else row["columns"]
@@ -22317,20 +22309,16 @@ class SQLite(Warehouse):
         return rows_of([column[0] for column in cursor.description], cursor, batch_rows)
 
     def change(self, statement: str, rows: Cells, at_once: bool = False) -> int:
-        """Executes a statement with the values of each row and returns how many rows it changed.
-
-        While a stream reads this file, nothing can be written to it before the commit: changes stay in memory.
-        """
-        self.statement = statement
-        if self.path in self.read_from:
+        """Executes a statement with the values of each row and returns how many rows it changed."""
+        self.statement, self.refused = statement, 0
+        if self.path in self.read_from:  # before the commit, nothing can be written to it: changes stay in memory
             self.connection.execute("PRAGMA cache_spill = 1000000000")  # a number of pages; OFF would be too late
-        counter = itertools.count(1)
-        try:  # it takes row after row
-            numbered = map(operator.itemgetter(0), zip(rows, counter))  # noqa: B905 (the counter has no end)
-            return int(self.connection.executemany(statement, numbered).rowcount)
-        except self.errors:
-            self.refused = next(counter) - 1
-            raise
+
+        def numbered() -> Iterator[Any]:
+            for self.refused, row in enumerate(rows, 1):
+                yield row
+
+        return int(self.connection.executemany(statement, numbered()).rowcount)
 
 
 class SqlStep(SQLite):
@@ -22359,10 +22347,10 @@ class SqlStep(SQLite):
     def declare(self, name: str, kind: str | None, scan: Scan, old: Column | None, is_key: bool) -> Column:
         """Returns a column whose type has a converter in sqlite3.  A kind that SQLite has itself needs none."""
         column = super().declare(name, kind, scan, old, is_key)
-        if column.size is not None and column.convert(scan, name) is not None:
+        if column.refuses is not None and column.convert(scan, name) is not None:
             hint = "a step in Python reckons with all digits"
             raise SourceError(f"SQL step: '{name}' has numbers of more than 64 bits or 15 digits", hint)
-        column.kind = column.size = None
+        column.kind = column.refuses = None
         column.declared = ""
         if kind not in ("integer", "real", "text", "bytes", "other", None):
             column.declared, parse = f"tau_{kind}", KINDS_OF_COLUMN[kind].parse
@@ -22589,15 +22577,8 @@ class FileFormat:
 
     def __init__(self, name: str, reader: Any, writer: Any, **fixed: Any) -> None:
         self.name, self.reader, self.writer, self.fixed = name, reader, writer, fixed
-        self.reads, self.writes = (
-            {
-                option: option_schema(work.__annotations__[option])
-                for option in work.__kwdefaults__ or ()
-                if option not in fixed
-            }
-            | ({} if name == "parquet" else {"encoding": "string"})
-            for work in (reader, writer)
-        )
+        usual = {} if name == "parquet" else {"encoding": "string"}
+        self.reads, self.writes = (omit(options_of(work), fixed) | usual for work in (reader, writer))
 
     def read(self, file: Any, batch_rows: int | None, *, encoding: str = "utf-8-sig", **options: Any) -> Batches:
         text = text_layer(file, encoding)
@@ -22623,8 +22604,10 @@ class FileFormat:
             return str(csv_cell(cell))
         if self.name != "parquet":
             cell = to_json(cell, "key")  # as it stands in the file
-        elif hasattr(cell, "tolist") or hasattr(type(cell), "_value2member_map_"):
-            cell = cell.tolist() if hasattr(cell, "tolist") else cell.value
+        elif hasattr(cell, "tolist"):
+            cell = cell.tolist()
+        elif hasattr(type(cell), "_value2member_map_"):
+            cell = cell.value
         if isinstance(cell, (int, float, decimal.Decimal)) and type(cell) is not bool:
             return str(decimal.Decimal(str(cell)).normalize(decimal.Context(9_999)))  # 1, 1.0 and 1.00 are one key
         if isinstance(cell, datetime.datetime) and cell.tzinfo is not None:
@@ -22632,10 +22615,13 @@ class FileFormat:
         return bytes(cell).hex() if isinstance(cell, BYTES) else encode_json(to_json(cell, "key"))
 
 
-def option_schema(annotation: str) -> Json:
-    """Returns the schema of an option from its annotation; that of any value if it is not one of the simple ones."""
-    kinds = [OPTION_KINDS.get(kind) for kind in annotation.split(" | ")]
-    return {} if None in kinds else {"type": kinds, "items": {"type": "string"}}
+def options_of(work: Any) -> Json:
+    """Returns the schema of each option of a function; that of any value if its annotation is not a simple one."""
+    options: Json = {}
+    for option in work.__kwdefaults__ or ():
+        kinds = [*map(OPTION_KINDS.get, work.__annotations__[option].split(" | "))]
+        options[option] = {} if None in kinds else {"type": kinds, "items": {"type": "string"}}
+    return options
 
 
 OPTION_KINDS = {"str": "string", "bool": "boolean", "int": "integer", "Sequence[str]": "array", "None": "null"}
@@ -22897,11 +22883,7 @@ def write_csv(
 
 
 def write_cells(text: io.TextIOWrapper, lines: list[Any], delimiter: str) -> None:
-    """Writes lines of cells as CSV.
-
-    The csv module does not quote a carriage return, which readers take for the end of a line.  If there is
-    one, every cell is quoted.
-    """
+    """Writes lines as CSV, all cells quoted if one has a carriage return: csv would not quote that one."""
     for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
         block = io.StringIO(newline="")
         csv.writer(block, delimiter=delimiter, lineterminator="\n", quoting=quoting).writerows(lines)
@@ -23016,14 +22998,13 @@ def members_of(pairs: Iterable[tuple[str, Any]], mark: str, prefix: str = "") ->
 
 
 def at_path(document: Any, path: str) -> Any:
-    """Returns the value at a dotted path of a JSON document; () if there is none.
-
-    Keys may have dots too.  The first and the last item of a list are 0 and -1.
-    """
+    """Returns the value at a dotted path of a JSON document, () if there is none.  0 and -1 are the ends of a list."""
     if isinstance(document, list) and document:
         document = {"0": document[0], "-1": document[-1]}
-    if not isinstance(document, dict) or path in document:
-        return document[path] if isinstance(document, dict) else ()
+    if not isinstance(document, dict):
+        return ()
+    if path in document:  # keys may have dots too
+        return document[path]
     word, _, inner = path.partition(".")
     return at_path(document.get(word), inner) if inner else ()
 
@@ -23066,7 +23047,6 @@ def json_row(row: Json) -> str:
 
 
 def json_cell(value: Any) -> Any:
-    """Returns the JSON of a value that the json module does not know."""
     return refuse_bytes(value) if isinstance(value, BYTES) else to_json(value, "cell")
 
 
@@ -23121,10 +23101,6 @@ def write_parquet(text: io.TextIOWrapper, batches: Batches) -> None:
         raise SourceError(f"not for Parquet: {problem}", "a step can change it") from None
 
 
-#: Modules of the classes whose values Arrow keeps as they are, in a column of their own kind.
-EXACT_MODULES = ("builtins", "datetime", "decimal")
-
-
 def full_table(arrow: Any, batch: Rows, names: list[str], schema: Any) -> Any:
     """Makes an Arrow table.  Raises SourceError for a cell that Arrow would change."""
     scan, columns = Scan(batch), []
@@ -23132,7 +23108,8 @@ def full_table(arrow: Any, batch: Rows, names: list[str], schema: Any) -> Any:
     hint += " a step can convert the value"
     for name in names:
         cells = [*scan.cells_of(name)]
-        is_odd = any(it.__module__ not in EXACT_MODULES for it in scan.types.get(name, ()))
+        # Arrow keeps other values as they are, in a column of their own kind.
+        is_odd = any(it.__module__ not in ("builtins", "datetime", "decimal") for it in scan.types.get(name, ()))
         if is_odd:  # NaT of pandas is no time
             times = (datetime.datetime, datetime.timedelta)
             cells = [None if isinstance(it, times) and it != it else it for it in cells]
@@ -23407,13 +23384,6 @@ TRUTHS = dict.fromkeys(("true", "t", "yes", "y", "1", "on"), True)
 TRUTHS |= dict.fromkeys(("false", "f", "no", "n", "0", "off"), False)
 
 
-def real(text: str) -> float:
-    value = float(text.replace("_", "x"))  # unlike Python it refuses 1_000
-    if value - value != 0:
-        raise ValueError(text)
-    return value
-
-
 def plain_cell(value: Any) -> Any:
     """Returns a value as text or a number.  Raises SourceError if it has no JSON form."""
     try:
@@ -23499,10 +23469,6 @@ class ValueKind:
         raise ValueError(value)
 
 
-#: Types of PostgreSQL whose texts it spells in its own way.
-SPELLED = ("MACADDR", "TSVECTOR")
-
-
 def amount(text: str) -> decimal.Decimal:
     """Returns an amount of money without its signs and marks."""
     return decimal.Decimal(re.sub("[^0-9.-]", "", text) or 0)
@@ -23510,8 +23476,8 @@ def amount(text: str) -> decimal.Decimal:
 
 def comes_back(given: Any, back: Any, declared: str = "") -> bool:
     """Whether a value that was given came back as it was, and all in it.  A member that was not given is None."""
-    if isinstance(given, str) and declared.upper().startswith(SPELLED):
-        return True
+    if isinstance(given, str) and declared.upper().startswith(("MACADDR", "TSVECTOR")):
+        return True  # PostgreSQL spells it in its own way
     given = amount(given) if isinstance(given, str) and declared.upper() == "MONEY" else given
     given = given.tolist() if hasattr(given, "tolist") else [*given] if isinstance(given, (set, frozenset)) else given
     if isinstance(given, dict) and isinstance(back, dict):
@@ -23543,12 +23509,12 @@ CLOCK_PATTERN = r"[0-9]{2}:[0-9]{2}(?!.*[.,][0-9]{6}0*[1-9]).*"
 KINDS_OF_VALUE = (
     ValueKind(
         "integer", "builtins.int integer", {"type": "integer"}, "INTEGER", "BigInteger", make=int,
-        parse=lambda text: int(text.replace("_", "x")), quick=int, pattern=r"-?(?:0|[1-9][0-9]{0,17})",
-        declared=r"(?<!PO)INT(?!ERVAL)|SERIAL",
+        parse=lambda text: int(text.replace("_", "x")),  # unlike Python it refuses 1_000
+        quick=int, pattern=r"-?(?:0|[1-9][0-9]{0,17})", declared=r"(?<!PO)INT(?!ERVAL)|SERIAL",
     ),
     ValueKind(
         "real", "builtins.float floating", {"type": "number"}, "REAL", "Double", convert=float, make=float,
-        parse=real, quick=float, declared=r"REAL|FLOA|DOUB",
+        parse=lambda text: finite(text.replace("_", "x")), quick=float, declared=r"REAL|FLOA|DOUB",
         pattern=r"-?(?:0|[1-9][0-9]{0,6})(?:\.[0-9]{1,8})?|"  # most numbers, and fast
         r"-?(?![0-9.]{17}|[0-9]+[eE][0-9])(?:(?:0|[1-9][0-9]{0,14})(?:\.[0-9]*)?|\.[0-9]+)"
         r"(?:[eE](?:-(?:[12]?[0-9]{1,2}|30[0-7])|[+]?[0-9]{1,2}))?",
@@ -23638,6 +23604,11 @@ class Column:
     It is in a database of a *dialect*, or in a file.  *is_new*: it has had no value yet, and so has no kind.
     """
 
+    size: tuple[int, int, int] | None = None  # digits of a decimal: before the point, after it, and in all
+    zone: bool | None = None  # whether its times have one, if the type tells
+    refuses: Callable[[Any], bool] | None = None  # whether a value of its kind is beyond its limit
+    makes_numbers = False  # of texts that look like some
+
     def __init__(self, name: str, declared: str, dialect: str = "", is_new: bool = False) -> None:
         text, is_sqlite = declared.upper(), dialect == "sqlite"
         kinds = (kind for kind in KINDS_OF_VALUE if re.search(kind.declared, text))
@@ -23648,85 +23619,69 @@ class Column:
         if is_sqlite:
             words = [word for pattern, word in SQLITE_KINDS.items() if re.search(pattern, text)]
             kind = KINDS_OF_COLUMN[words[0]] if words and words[0] else None
-        #: Whether Tau knows what becomes of a value in it.
-        self.is_known = bool(words) if is_sqlite else re.fullmatch(KNOWN_TYPES, text) is not None
+            self.makes_numbers = not words
+        #: Whether Tau knows what another database makes of a value in it.
+        self.is_known = re.fullmatch(KNOWN_TYPES, text) is not None
         #: Whether Tau may have declared it.
         self.is_ours = re.fullmatch(OURS_OF_SQLITE if is_sqlite else OURS, text) is not None
-        #: Whether its numbers have four bytes; PostgreSQL tells the shortest number that stands for one.
+        #: Whether its numbers have four bytes.
         self.is_single = dialect in ALTERING and re.fullmatch("REAL|FLOAT4?", text) is not None
-        self.is_shortened = dialect == "postgresql"
         self.kind: ValueKind | None = kind
         word = kind and kind.name
         #: How many bits its integers have, as far as Tau checks them.
         bits = BITS.get(text, 64) if dialect in ALTERING else 64
         self.bits = 128 if re.search(r"^U|HUGE|UNSIGNED", text) else bits
+        #: Whether it is a time span of the database's own.
+        self.is_span = not is_sqlite and text.startswith("INTERVAL")
         size = re.search(r"\((\d+)(?:, *(\d+))?\)", text)
         whole, after = (int(size[1]), int(size[2] or 0)) if size else (0, 0)
-        #: How many characters a text may have, and whether it must have as many: shorter ones would be padded.
-        self.length = whole if word == "text" and not is_sqlite else 0
-        self.is_padded = dialect == "postgresql" and text.startswith("CHAR(")
-        #: Whether it is a time span of the database's own.
-        self.is_span = dialect != "sqlite" and text.startswith("INTERVAL")
-        #: How many digits a decimal may have: before the point, after it, and in all.  SQLite reckons with 15.
-        digits = (15, 400, 15) if is_sqlite else (whole - after, after, whole) if size else None
-        self.size = digits if word == "decimal" else None
-        has_zone = word in ("datetime", "time") and dialect in ("", *ALTERING)  # else the type does not tell
-        #: Whether its times have a zone.
-        self.zone = re.search(r"WITH TIME ZONE|TZ", text) is not None if has_zone else None
-
-    @property
-    def limit(self) -> str:
-        """What it asks of values of its own kind."""
-        if self.size is not None:
-            after = f", {self.size[1]} after the point" if self.size[1] < self.size[2] else ""
-            return f" of at most {self.size[2]} digits{after}"
-        if self.zone is not None:
-            return " with a zone" if self.zone else " without a zone"
-        if self.length:
-            return f" of {'' if self.is_padded else 'at most '}{self.length} characters"
-        return f" of {self.bits} bits" if self.kind is KINDS_OF_COLUMN["integer"] else ""
+        #: How many characters a text must have: shorter ones would be padded.
+        self.padded = whole if dialect == "postgresql" and text.startswith("CHAR(") else 0
+        #: What it asks of values of its own kind.
+        self.limit = f" of {self.bits} bits" if word == "integer" else ""
+        if word == "decimal" and (is_sqlite or size):  # SQLite reckons with 15 digits
+            most = self.size = (15, 400, 15) if is_sqlite else (whole - after, after, whole)
+            self.limit = f" of at most {most[2]} digits" + f", {after} after the point" * (most[1] < most[2])
+            self.refuses = lambda made: not made.is_finite() or any(map(operator.gt, digits_of(made), most))
+        elif word == "text" and whole and not is_sqlite:
+            self.limit = f" of {'' if self.padded else 'at most '}{whole} characters"
+            self.refuses = lambda made: not self.padded <= len(made) <= whole
+        elif word in ("datetime", "time") and dialect in ("", *ALTERING):
+            self.zone = re.search(r"WITH TIME ZONE|TZ", text) is not None
+            self.limit = " with a zone" if self.zone else " without a zone"
+            self.refuses = lambda made: (made.tzinfo is not None) is not self.zone
+        elif self.is_single:  # PostgreSQL tells the shortest number that stands for one
+            self.refuses = lambda made: isinstance(made, (int, float)) and not is_single(made, dialect == "postgresql")
+        elif self.makes_numbers:
+            self.refuses = lambda made: (
+                isinstance(it := sqlite_cell(made), str) and re.fullmatch(SQLITE_NUMBER, it) is not None
+            )
 
     def cell(self, value: Any) -> Any:
         """Returns a value as this column holds it.  Raises ValueError if another would come back."""
         if self.is_span and isinstance(value, datetime.timedelta) and not getattr(value, "nanoseconds", 0):
             return f"{value.days} days {value.seconds}.{value.microseconds:06} seconds"
         made = value if self.kind is None or value is None else self.kind.exactly(value)
-        if made is None and self.is_single and isinstance(value, float):
-            return value  # NaN
         if made is None:
-            return None
-        is_wrong = self.zone is not None and (made.tzinfo is not None) is not self.zone
-        if self.length:
-            is_wrong = len(made) > self.length or (self.is_padded and len(made) < self.length)
-        if self.is_single and isinstance(made, (int, float)):
-            is_wrong = not is_single(float(made), self.is_shortened)
-        if self.stored == "sqlite_type" and not self.is_known:
-            is_wrong = isinstance(text := sqlite_cell(made), str) and re.fullmatch(SQLITE_NUMBER, text) is not None
-        if type(made) is int:
-            is_wrong = not -(1 << self.bits - 1) <= made < 1 << self.bits - 1
-        if self.size is not None:
-            before, _, after = format(made.copy_abs(), "f").partition(".")  # abs() rounds to 28 digits
-            before, after = before.lstrip("0"), after.rstrip("0")
-            lengths = len(before), len(after), len((before + after).strip("0"))
-            is_wrong = not made.is_finite() or any(map(operator.gt, lengths, self.size))
-        if is_wrong:
+            return value if self.is_single and isinstance(value, float) else None  # NaN
+        is_large = type(made) is int and not -(1 << self.bits - 1) <= made < 1 << self.bits - 1
+        if is_large or (self.refuses is not None and self.refuses(made)):
             raise ValueError(value)
         return made
 
     def convert(self, scan: Scan, name: str) -> tuple[int, Any] | None:
-        """Makes the cells of a batch those that this column holds.  Returns the first misfit, after its number.
-
-        Kinds whose attribute *stored* is equal are stored without a conversion.
-        """
+        """Makes the cells of a batch those that this column holds.  Returns the first misfit, after its number."""
         made: list[Any] = []
+        types = scan.types.get(name, set())
         stored = {getattr(KINDS_OF_COLUMN[kind], self.stored) for kind in scan.kinds(name)}
-        is_same = self.kind is None or stored <= {getattr(self.kind, self.stored)}
-        is_odd = self.stored == "sqlite_type" and not self.is_known and not scan.types.get(name, set()) <= {int, float}
-        if is_odd and scan.types.get(name) == {str}:  # one look at all is faster
-            is_odd = re.search(SQLITE_NUMBER_LINE, "\n".join(filter(None, scan.cells_of(name)))) is not None
-        is_plain = not (self.size or self.zone is not None or self.length or self.is_single or self.is_span)
-        if is_same and not is_odd and is_plain:
-            numbers = filter(None, scan.cells_of(name)) if scan.types.get(name) == {int} else ()
+        is_same = self.kind is None or stored <= {getattr(self.kind, self.stored)}  # nothing must be converted
+        is_limited = self.refuses is not None or self.is_span
+        if self.makes_numbers:
+            is_limited = not types <= {int, float}
+            if types == {str}:  # one look at all is faster
+                is_limited = re.search(SQLITE_NUMBER_LINE, "\n".join(filter(None, scan.cells_of(name)))) is not None
+        if is_same and not is_limited:
+            numbers = filter(None, scan.cells_of(name)) if types == {int} else ()
             if max(map(int.bit_length, numbers), default=0) < self.bits:
                 return None
         for cell in scan.cells_of(name):
@@ -23736,6 +23691,13 @@ class Column:
                 return len(made) + 1, cell
         scan.made[name], scan.types[name] = made, {*map(type, made)}
         return None
+
+
+def digits_of(number: decimal.Decimal) -> tuple[int, int, int]:
+    """Returns how many digits a number has before the point, after it, and in all."""
+    before, _, after = format(number.copy_abs(), "f").partition(".")  # abs() rounds to 28 digits
+    before, after = before.lstrip("0"), after.rstrip("0")
+    return len(before), len(after), len((before + after).strip("0"))
 
 
 def is_single(number: float, shortened: bool) -> bool:
@@ -23810,10 +23772,6 @@ def columns_of(rows: Rows) -> list[str]:
     return [*dict.fromkeys(itertools.chain(rows.columns if not rows else (), *shapes))]
 
 
-#: Types of cells that can be asked whether they are empty.
-BLANK_TYPES = PLAIN_TYPES | {bool}
-
-
 class Seen:
     """What a step has seen of its rows: in how many of them each column has values of each kind."""
 
@@ -23830,7 +23788,7 @@ class Seen:
             if len(self.columns) < OBSERVED_COLUMNS or short in self.columns:
                 known, cells = self.columns.setdefault(short, {}), [*sample.cells_of(name)]
                 types = collections.Counter(map(type, cells))
-                if short not in self.filled and (not types.keys() <= BLANK_TYPES or any(cells)):
+                if short not in self.filled and (types.keys() - PLAIN_TYPES - {bool} or any(cells)):
                     self.filled.add(short)
                 for cell_type, count in types.items():
                     kind = kind_of(cell_type).name or "null"
@@ -24087,14 +24045,6 @@ def write_faults(file: int) -> None:
         faulthandler.register(signal.SIGRTMAX, file)
 
 
-def unwritten(lines: bytes, written: int) -> bytes:
-    """What is left of some lines after *written* bytes, with the whole of a line that was cut."""
-    whole = lines.rfind(b"\n", 0, written) + 1
-    if written == whole or lines[written : written + 1] == b"\n":
-        return lines[written:]
-    return b"\n" + lines[whole:]
-
-
 class Journal:
     """The file that brings the trace to the daemon: each record is one JSON line, in one write."""
 
@@ -24149,18 +24099,17 @@ class Journal:
         try:
             written = os.write(self.descriptor, line)
         except OSError as problem:
-            written = self.write_again(line, problem)
+            if problem.errno != errno.EBADF:
+                written = 0
+            elif self.descriptor < 0:
+                written = len(line)
+            else:  # user code has closed it
+                self.descriptor = self.open()
+                written = os.write(self.descriptor, line)
         if waiting or written < len(line):  # else a thread could clear what another left
-            self.waiting = unwritten(line, written)
-
-    def write_again(self, data: bytes, problem: OSError) -> int:
-        """Returns how many bytes could be written.  Reopens the journal if user code has closed it."""
-        if problem.errno != errno.EBADF:
-            return 0
-        if self.descriptor < 0:
-            return len(data)
-        self.descriptor = self.open()
-        return os.write(self.descriptor, data)
+            whole = line.rfind(b"\n", 0, written) + 1
+            is_cut = whole < written and line[written : written + 1] != b"\n"  # it is written again, as a whole
+            self.waiting = b"\n" + line[whole:] if is_cut else line[written:]
 
     def close(self) -> None:
         """Drops what comes later, such as the end of a stream that was not read to its end."""
@@ -24244,7 +24193,7 @@ class Step:
     def __enter__(self) -> Step:
         current = current_step()
         self.before = current.get()
-        self.start(open_step() if Step.of_generators else self.before)
+        self.start(open_step())
         frame = sys._getframe(1)
         self.generator = generator_of(frame) if frame.f_code.co_flags & 0x2A0 else None  # or of a coroutine
         if self.generator is None:
@@ -24379,10 +24328,9 @@ class Alarm:
 def row_count(count: Any) -> str:
     """Returns a row count as JSON; null if it is not a number, or SQLite could not store it."""
     try:
-        number = int(count)
+        return str(short_int(str(int(count))))
     except (TypeError, ValueError, OverflowError):
         return "null"
-    return str(number) if -(1 << 63) <= number < 1 << 63 else "null"
 
 
 @functools.cache
@@ -24626,7 +24574,6 @@ def from_numpy(value: Any) -> Any:
 
 
 def values_of(value: Any) -> Json:
-    """Returns what is in a dataclass."""
     fields = sys.modules["dataclasses"].fields(value)
     return {field.name: getattr(value, field.name) for field in fields}
 
@@ -24635,8 +24582,8 @@ def values_of(value: Any) -> Json:
 CONVERSIONS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
     ("__dataclass_fields__", values_of),
     ("_value2member_map_", lambda value: value.value),
-    ("isoformat", lambda value: value.total_seconds() if hasattr(value, "days") and value == value else iso(value)),
-    ("total_seconds", lambda value: value.total_seconds()),
+    ("total_seconds", lambda value: value.total_seconds() if value == value else None),
+    ("isoformat", iso),
     ("__fspath__", os.fspath),
     ("to_dict", refuse_series),
     ("tolist", from_numpy),
@@ -24659,7 +24606,6 @@ def key_text(key: Any, path: str, holder: dict[Any, Any]) -> str:
 
 
 def error_document(problem: BaseException, attempt: Attempt) -> Json:
-    """Returns an exception as the error document of a run."""
     kind, folder, cause = "exception" if attempt.loaded else "load", attempt.job["folder"], None
     kinds = {BadResult: "result", CheckFailed: "check", DriftFound: "drift", StepTimeout: "timeout"}
     kind = next((word for cause, word in kinds.items() if isinstance(problem, cause)), kind)
@@ -24734,13 +24680,13 @@ def error_in_brief(problem: BaseException, frames: list[Json], folder: str) -> J
     """An exception's type and message, and its place in user code if known."""
     message = safe_text(problem)
     places = [pick(frame, "file", "line", "code") for frame in frames if frame["user"]]
-    if isinstance(problem, SyntaxError) and problem.filename:
-        file, mine = short_path(problem.filename, folder)
-        places += [{"file": file, "line": problem.lineno, "code": (problem.text or "").strip()}] if mine else []
     in_text = r'File "(.+)", line (\d{1,9}), in .+\n\s+(.+)'  # a frame of another process
-    for path, line, code in () if places else re.findall(in_text, message):
+    others: list[Any] = [] if places else re.findall(in_text, message)
+    if isinstance(problem, SyntaxError) and problem.filename:
+        others.append((problem.filename, problem.lineno, (problem.text or "").strip()))
+    for path, line, code in others:
         file, mine = short_path(path, folder)
-        places += [{"file": file, "line": int(line), "code": code}] if mine else []
+        places += [{"file": file, "line": line and int(line), "code": code}] if mine else []
     place = places[-1] if places else dict.fromkeys(("file", "line", "code"))
     return {"type": type(problem).__name__, "message": message.replace(folder + os.sep, ""), **place}
 
@@ -25003,9 +24949,9 @@ def short_repr(value: Any, most: int, level: int = 0) -> str:
     kind = next((container for container in CONTAINERS if isinstance(value, container)), type(value))
     value = value[: 4 * most] if kind in (bytes, bytearray) else value
     if kind is str and len(value) > most:
-        return f"{SECRETS.text(value)[: most // 2]!r}…"
+        return f"{clip(value, most // 2)!r}…"
     if kind not in CONTAINERS or not value:
-        text = SECRETS.text(repr(value))[: 2 * most]
+        text = clip(repr(value), 2 * most)
         return (text if kind is str else re.sub(NAMED_SECRET, r"\1***", text))[:most]
     if level > 2:
         return "…"
