@@ -10120,12 +10120,11 @@ class Call:
 
     def encode(self, result: Json) -> bytes:
         """Returns a result as JSON, made in pieces so that other threads run meanwhile; TooMuch if it is too large."""
-        pieces, size = [], 0
+        text = bytearray()
         for piece in json_pieces(pick_fields(result, self.arguments.get("fields"), self.chosen.name), 3):
-            pieces.append(piece)
-            size += len(piece)
-            self.budget.check(size)
-        return "".join(pieces).encode("utf-8", "replace")
+            text += piece.encode("utf-8", "replace")
+            self.budget.check(len(text))
+        return bytes(text)
 
 
 class Connection(Protocol):
@@ -10387,17 +10386,15 @@ class Connection(Protocol):
 async def perform(call: Call) -> bytes:
     """Calls an operation, and returns its result as JSON.  No hint names what the caller must not see."""
 
-    def begin(call: Call) -> Any:
-        call.arguments = see(call, call.arguments)
-        return call.chosen.call(call, call.arguments)
-
     def answer(call: Call) -> bytes:
-        return call.encode(begin(call))
+        call.arguments = see(call, call.arguments)
+        return call.encode(call.chosen.call(call, call.arguments))
 
     try:
         if call.chosen.is_question:
             return await call.beside(answer)
-        result: Json | bytes = await begin(call)
+        call.arguments = see(call, call.arguments)
+        result: Json | bytes = await call.chosen.call(call, call.arguments)
         if isinstance(result, bytes):
             return result
         return json_bytes(pick_fields(result, call.arguments.get("fields"), call.chosen.name))
@@ -10488,8 +10485,7 @@ class Lines:
 
     async def handle(self, message: Any) -> None:
         await self.peer.writable.wait()
-        answer = await self.peer.answer(message)
-        if answer is not None:
+        if (answer := await self.peer.answer(message)) is not None:
             self.send(answer)
 
     async def wait_for_room(self) -> None:
