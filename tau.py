@@ -12987,7 +12987,7 @@ class Process:
         self.saved = dict(NOWHERE)  # the position that is in the store
         self.logged = self.dropped = 0  # numbers of log lines
         self.skipped = 0  # lines of its journal that are not counted in the metrics yet
-        self.halves: dict[str, tuple[int, int]] = {}  # file → where half a line begins, how much of it is known
+        self.halves: dict[str, int] = {}  # file → its bytes, if they are known to end with half a long line
         self.unsaved: list[Json] = []  # trace records that have been read and are not stored yet
         self.kept: list[Json] = []  # steps and checks of what is no run
         self.effects: Json = {}  # what a rehearsal has told
@@ -13051,9 +13051,8 @@ class Process:
     def read(self, limits: Json, final: bool) -> bool:
         """Reads the records that came since the last call; returns whether there are more."""
         # The output is read first: the journal then names all secrets that can be in it.
-        for stream in ("stdout", "stderr"):
-            self.skip_to_end(stream, limits["log_bytes"], FILE_BYTES_MAX)
-        outputs = {stream: self.next_lines(stream, FILE_BYTES_MAX, final) for stream in ("stdout", "stderr")}
+        most = limits["log_bytes"]
+        outputs = {stream: self.next_lines(stream, FILE_BYTES_MAX, final, most) for stream in ("stdout", "stderr")}
         if self.read_journal(limits):
             return True
         self.ended = self.ended or self.read_end()
@@ -13063,37 +13062,36 @@ class Process:
                 lines = cut_lines(self.mask.text(b"\n".join(lines)).split(b"\n"), LOG_LINE_BYTES_MAX)
             self.log_output(stream, lines, limits, final and not left)
             more |= left
-        for key in [key for key in self.position if key.startswith("unfinished") and final and not more]:
-            left = self.position.pop(key)
-            self.log([left["message"]], stream=left["stream"], step=left["step"])
-        if final and not more and "skipped" in self.position:
+        if more or not final:
+            return more
+        for key in [key for key in self.position if key.startswith("unfinished")]:
+            line = self.position.pop(key)
+            self.log([line["message"]], stream=line["stream"], step=line["step"])
+        if "skipped" in self.position:
             count, why = self.position.pop("skipped")
             self.log([f"lines of its journal that were skipped: {count:,}; the first: {why}"], "warning")
-        if final and not more and (left := self.position.pop("left", 0)):
+        if left := self.position.pop("left", 0):
             self.log([f"bytes of its output and journal that were not read: {left:,}"], "warning")
-        return more
+        return False
 
-    def skip_to_end(self, name: str, most: int, end: int) -> None:
-        """Goes on near the end of a file of which *most* bytes are read, if far more than its last bytes are left."""
-        if self.position[name] > most:
-            left = size_of(f"{self.path}.{name}") - end - self.position[name]
-            if left > LEFT_BYTES_MAX:
-                self.position[name] += left
-                self.position["left"] = self.position.get("left", 0) + left
+    def next_lines(
+        self, name: str, longest: int, final: bool = False, most: int = sys.maxsize
+    ) -> tuple[list[bytes], int, bool]:
+        """Reads on in a file, as read_lines().  Of half a line that was read before it reads only what is new.
 
-    def next_lines(self, name: str, longest: int, final: bool = False) -> tuple[list[bytes], int, bool]:
-        """Reads on in a file, as read_lines().  Of half a line that was read before it reads only what is new."""
+        Once *most* bytes are read, it goes on near the end if far more than the last bytes are left.
+        """
         path, at = f"{self.path}.{name}", self.position[name]
-        begin, known = self.halves.get(name, (at, 0))
-        if begin == at and known and not final:
-            size = size_of(path)
-            if known <= size - at < longest and not has_newline(path, at + known, size):
-                self.halves[name] = at, size - at
-                return [], at, False
+        size, known = size_of(path), self.halves.get(name, 0)
+        if at > most and (left := size - longest - at) > LEFT_BYTES_MAX:
+            at, known = at + left, 0
+            self.position |= {name: at, "left": self.position.get("left", 0) + left}
+        if known and not final and known <= size < at + longest and not has_newline(path, known, size):
+            self.halves[name] = size
+            return [], at, False
         lines, end, more = read_lines(path, at, longest, final)
-        self.halves.pop(name, None)
-        if not lines and not more and (size := size_of(path) - at) > READ_BYTES:
-            self.halves[name] = at, size
+        is_half = not lines and not more and size > at + READ_BYTES
+        self.halves[name] = size if is_half else 0
         return lines, end, more
 
     def free(self) -> None:
@@ -13104,8 +13102,8 @@ class Process:
     def read_journal(self, limits: Json) -> bool:
         first, longest = self.position["journal"] == 0, RECORD_BYTES_MAX + limits["result_bytes"]
         memos = limits["memo_bytes"] if self.executor else 0
-        self.skip_to_end("journal", limits["log_bytes"] + memos + TRACE_BYTES_MAX, longest)
-        lines, self.position["journal"], more = self.next_lines("journal", longest)
+        most = limits["log_bytes"] + memos + TRACE_BYTES_MAX
+        lines, self.position["journal"], more = self.next_lines("journal", longest, most=most)
         result = limits["result_bytes"] if self.run_id else LINE_BYTES_MAX
         lengths = {b"memo": RECORD_BYTES_MAX, b"returned": result + SHORT_BYTES_MAX, b"raised": ERRORS_BYTES_MAX}
         for line in filter(None, lines):
