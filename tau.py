@@ -6587,7 +6587,7 @@ async def cancel(call: Call, run_id: Subject, *, force: bool = False) -> Json:
     run_id = ask.pick_live(run_id)
     moved = ask.status_of(run_id) not in FINAL
     if moved and await call.write(call.agenda.make_room, run_id):
-        await daemon.runner.stop(run_id, "cancelled", force)
+        await daemon.runner.cancel(run_id, force)
         call.only_waits()
         await daemon.feed.finished(run_id)
         moved = ask.status_of(run_id) == "cancelled"
@@ -9364,7 +9364,7 @@ class Daemon:
         self.feed = Feed(self.store)
         self.store.database.on_commit = self.on_commit
         self.venvs = Venvs(home, settings)
-        self.runner = Runner(home, settings, self.store, self.feed, self.venvs)
+        self.runner = Runner(self.store, self.feed, self.venvs)
         self.agenda = Agenda(self.store, settings["timezone"])
         self.scheduler = Scheduler(self.agenda, self.runner)
         self.connections: set[Connection] = set()
@@ -9595,9 +9595,11 @@ class Daemon:
             self.runner.paused = False
             self.store.database.ring()
             raise
-        if cancel or drain:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.runner.drained(), drain or None)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(drain or None):
+                while self.runner.live and (cancel or drain):
+                    await asyncio.gather(*(process.closed.wait() for process in self.runner.live.values()))
+                    await asyncio.sleep(0)
         asyncio.get_running_loop().call_later(0.02, self.stop)
 
     async def close(self) -> None:
@@ -10140,8 +10142,6 @@ class Connection(Protocol):
 
     transport: asyncio.Transport
     socket: socket.socket
-    hello: asyncio.Future[Any]  # drops a stranger that does not show its key in time
-    blocked: asyncio.Future[Any]  # drops a peer that does not read
 
     def __init__(self, daemon: Daemon) -> None:
         self.daemon, self.listeners = daemon, daemon.listeners
@@ -12849,7 +12849,7 @@ class Scheduler:
         pause = self.patience if self.due_at is None else min(self.due_at - self.clock.time(), self.patience)
         self.timer = asyncio.get_running_loop().call_later(max(pause, 0.0), self.store.database.ring)
         for run_id in stops:
-            self.runner.spawn(self.runner.stop(run_id, "cancelled"))
+            self.runner.spawn(self.runner.cancel(run_id))
         for job in jobs:
             self.runner.dispatch(job)
 
@@ -13249,9 +13249,6 @@ def fault_stacks(lines: list[bytes]) -> tuple[Json, list[Json]]:
 class Starter:
     """The connection to the fork server, which is replaced when it dies."""
 
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-
     def __init__(self, home: str, settings: Json, circumstances: Circumstances) -> None:
         self.home, self.settings, self.circumstances = home, settings, circumstances
         self.server: Json = {}  # identity of the fork server that jobs go to
@@ -13312,14 +13309,13 @@ class Starter:
 class Runner:
     """Takes each run from the queue, by the fork server and a journal, to its outcome."""
 
-    def __init__(self, home: str, settings: Json, store: Store, feed: Feed, venvs: Venvs) -> None:
-        self.home, self.settings, self.store, self.feed = home, settings, store, feed
-        self.venvs, self.folder = venvs, os.path.join(home, "runs")
-        self.circumstances = Circumstances(venvs)
+    def __init__(self, store: Store, feed: Feed, venvs: Venvs) -> None:
+        self.home, self.settings, self.store, self.feed = store.home, store.settings, store, feed
+        self.folder, self.circumstances = os.path.join(self.home, "runs"), Circumstances(venvs)
         self.unpacked = Unpacked(store)
         self.live: dict[str, Process] = {}  # by stem
         self.latencies: list[float] = []  # milliseconds from queued to started, the last thousand
-        self.starter = Starter(home, settings, self.circumstances)
+        self.starter = Starter(self.home, self.settings, self.circumstances)
         self.tasks = Tasks(store.metrics.failed)
         self.spawn = self.tasks.spawn
         self.paused = False  # nothing is decided or admitted any more
@@ -13332,14 +13328,13 @@ class Runner:
         make_directory(self.folder)
         await self.starter.open()
         self.recover()
-        if ended := [self.spawn(self.look_after(process)) for process in [*self.live.values()]]:
+        if ended := [self.spawn(self.look_after(process)) for process in self.live.values()]:
             await asyncio.wait(ended, timeout=START_S)  # a tick must not be skipped because of a run that has ended
         self.tasks.repeat(self.replace_servers)
         self.tasks.repeat(self.watch)
 
     async def close(self) -> None:
         """Starts nothing any more; live runs and their fork server go on by themselves."""
-        self.paused = True
         self.tasks.cancel()
         if self.tasks:
             await asyncio.wait(self.tasks)
@@ -13405,9 +13400,8 @@ class Runner:
         loading = self.spawn(self.load_now(folder, entry, job, actor))
         try:
             return await asyncio.shield(loading)
-        except asyncio.CancelledError:
+        finally:
             loading.cancel()
-            raise
 
     async def load_now(self, folder: str, entry: str, job: Json, actor: str) -> Process:
         """If the fork server dies meanwhile, the next one tries again: the file is not to blame."""
@@ -13454,7 +13448,7 @@ class Runner:
         """When a fork server dies, gives the jobs that it had not begun to the next fork server."""
         while True:
             await self.starter.listen(self.hear)
-            for process in tuple(self.live.values()):
+            for process in self.live.values():
                 is_left = process.server != self.starter.server and process.ended is None and process.start is None
                 if is_left and revoke_start(process):
                     self.spawn(self.restart(process))
@@ -13507,7 +13501,7 @@ class Runner:
         """Reads the journals of live processes a few times a second; sleeps while there are none."""
         while True:
             await self.busy.wait()
-            for process in tuple(self.live.values()):
+            for process in self.live.values():
                 self.spawn(self.look_after(process))
             if not self.live:
                 self.busy.clear()
@@ -13626,10 +13620,10 @@ class Runner:
 
     # Stopping.
 
-    async def stop(self, run_id: str, status: str, force: bool = False) -> None:
-        """Begins to stop a live run, which will end with this status unless it ended before."""
+    async def cancel(self, run_id: str, force: bool = False) -> None:
+        """Begins to stop a live run, which will end as cancelled unless it ended before."""
         if (process := self.live_process(run_id)) is not None:
-            await self.stop_process(process, status, force)
+            await self.stop_process(process, "cancelled", force)
 
     async def stop_process(self, process: Process, status: str, force: bool = False) -> None:
         if process.stopping is not None:
@@ -13668,11 +13662,6 @@ class Runner:
         grace: float = self.settings["stop_grace_s"]
         return 2 * grace + FAR_S if process.executor else grace
 
-    async def drained(self) -> None:
-        while self.live:
-            await asyncio.gather(*(process.closed.wait() for process in self.live.values()))
-            await asyncio.sleep(0)
-
     # For `status`.
 
     def processes(self) -> list[Json]:
@@ -13704,11 +13693,10 @@ def revoke_start(process: Process) -> bool:
 
 def note_stop(path: str) -> None:
     """Writes into a run's journal that it is asked to end: an outcome below that does not count, whatever its time."""
-    try:
-        with open(open_file(f"{path}.journal", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW), "wb", 0) as file:
-            file.write(b"\n" + encode({"t": "stop", "at": time.time()}))  # a full disk may have left half a line
-    except OSError:
-        pass  # the run has removed its journal, or the disk is full
+    flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW
+    # It fails if the run has removed its journal, or the disk is full.
+    with contextlib.suppress(OSError), open(open_file(f"{path}.journal", flags), "wb", 0) as file:
+        file.write(b"\n" + encode({"t": "stop", "at": time.time()}))  # a full disk may have left half a line
 
 
 def save_memos(folder: str, memos: dict[str, bytes]) -> None:
