@@ -9306,12 +9306,12 @@ async def build_again(home: str, settings: Json, database: str) -> list[str]:
     """Builds the environments of the restored pipelines; returns the pipelines whose build failed."""
     venvs, failed, db = Venvs(home, settings), [], read_only(database)
     for row in Questions(db).rows("SELECT * FROM live JOIN sources USING (sha256) WHERE path = entry"):
-        built: Json | None = None
         with contextlib.suppress(TauError):
             header = read_header(row["content"].decode("utf-8", "replace"), row["entry"])
             built = {} if header is None else await venvs.build(header, row["entry"])
-        if built is None or built.get("digest") != row["options"].get("environment"):
-            failed.append(row["pipeline"])
+            if built.get("digest") == row["options"].get("environment"):
+                continue
+        failed.append(row["pipeline"])
     db.close()
     return failed
 
@@ -12112,13 +12112,12 @@ def find_entries(sources: Sources, main: list[str], entry: str | None) -> list[s
         check_source(entry, sources[entry])
         return [entry]
     decorated = re.compile(rb"^[ \t]*@(\w+\.)*pipeline\b", re.MULTILINE)
+    found = [path for path in sorted(main) if path.endswith(".py") and decorated.search(sources[path])]
     packages = {"", *(path.removesuffix("/__init__.py") for path in sources)}
-    sourced = [path for path in sorted(main) if path.endswith(".py") and os.path.dirname(path) in packages]
-    entries = [path for path in sourced if decorated.search(sources[path])]
+    entries = [path for path in found if os.path.dirname(path) in packages]
     if not entries:
-        below = next((path for path in sorted(main) if path.endswith(".py") and decorated.search(sources[path])), None)
         wrong = "no file at the top of the folder, or of a package in it, uses @pipeline"
-        hint = "decorate a function: @pipeline" if below is None else f"{os.path.dirname(below)}/__init__.py is missing"
+        hint = f"{os.path.dirname(found[0])}/__init__.py is missing" if found else "decorate a function: @pipeline"
         raise LoadFailed(wrong, hint, kind="load")
     depth = min(path.count("/") for path in entries)  # files below may be imported by these
     return [path for path in entries if path.count("/") == depth]
@@ -12135,9 +12134,7 @@ def visible_sources(call: Call, digest: str) -> Sources:
     shared = call.ask.rows("SELECT DISTINCT pipeline, entry FROM versions WHERE sha256 = ?", digest)
     shared = [row for row in shared if call.caller.namespace in (None, namespace_of(row["pipeline"]))]
     seen = {row["entry"] for row in shared if call.caller.sees(row["pipeline"])}
-    for hidden in {row["entry"] for row in shared} - seen:
-        del sources[hidden]
-    return sources
+    return omit(sources, {row["entry"] for row in shared} - seen)
 
 
 def compare_versions(call: Call, name: str, before: int, now: int, judge: bool = False) -> Json:
