@@ -1116,6 +1116,11 @@ def omit(document: Mapping[str, Any], keys: Collection[str]) -> Json:
     return {key: value for key, value in document.items() if key not in keys}
 
 
+def changed_items(before: Json, now: Json) -> Json:
+    pairs = {key: [before.get(key), now.get(key)] for key in {**before, **now}}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
 def without_none(document: Mapping[str, Any]) -> Json:
     return {key: value for key, value in document.items() if value is not None}
 
@@ -12159,11 +12164,6 @@ def compare_deployed(before: Json, now: Json) -> Json:
     return without_empty({"code": code, **{part: changed_items(old[part], new[part]) for part in old}})
 
 
-def changed_items(before: Json, now: Json) -> Json:
-    pairs = {key: [before.get(key), now.get(key)] for key in {**before, **now}}
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
-
-
 def compare_sources(before: Sources, now: Sources) -> str:
     """Returns a unified diff of files, cut if it is long.  A file that is no text, or is long, only `differs`."""
     text, work = "", 0
@@ -13929,21 +13929,22 @@ class Agenda:
         held = next((reason for reason, is_so in reasons.items() if is_so), None)
         before, options = old["options"], schedule_options(live or {}, command)
         new = old | {"command": command, "options": options, "enabled": int(enabled), "held": held}
-        if options != before or (old["held"] is not None and new["held"] is None):
+        edited = changed_items(before, options).keys()
+        if edited or (old["held"] is not None and held is None):
             gap = {"from": 0, "until": at, "cause": old["held"] or "edited"}
             self.decide(old | {"options": before | {"jitter_s": 0.0}}, at, [gap])
             # An edit counts from now even if the clock was set back: no tick gets a second run.
-            is_other = any(options[key] != before[key] for key in (*TIMINGS, "start", "end", "timezone"))
+            is_other = edited & {*TIMINGS, "start", "end", "timezone"}
             new["watermark_at"] = now if is_other else max(now, old["watermark_at"])
-        if options["every_s"] != before["every_s"]:
+        if "every_s" in edited:
             new["anchor_at"] = now
-        if (within := options["expect_success_within_s"]) != before["expect_success_within_s"]:
-            last = self.last_success(name) or now
+        if "expect_success_within_s" in edited:
+            within, last = options["expect_success_within_s"], self.last_success(name) or now
             new["expect_at"] = None if within is None else rfc3339(instant_of(last) + int(within))
         self.save(new)
-        changed = any(new[key] != old[key] for key in ("options", "held", "command"))
+        changed = bool(edited) or held != old["held"] or command != old["command"]
         if changed:
-            data = {"source": source_of(options, new["command"]), "enabled": bool(new["enabled"]), "held": new["held"]}
+            data = {"source": source_of(options, command), "enabled": enabled, "held": held}
             data |= {key: value for key, value in options.items() if value != SCHEDULE_OPTIONS[key]}
             self.store.event("schedule.changed", name, None, data, actor)
         return changed
