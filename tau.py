@@ -12707,8 +12707,6 @@ def check_deviations(before: list[Json], now: list[Json]) -> Iterator[tuple[str,
 # Promises each tick one decision and at most one run, whatever the clock does.
 
 
-#: At most this many schedules are decided in one transaction: other writes do not wait long.
-BATCH = 250
 #: While anything is due later, the clock is read this often: it may be set, or the machine may sleep.
 WATCH_S = 1.0
 #: A wall clock that moves by more than this against the monotonic one has been set.
@@ -12777,7 +12775,7 @@ class Scheduler:
         if self.seen is None or (now - REFRESH_AT_S) // 86_400 != (self.seen[0] - REFRESH_AT_S) // 86_400:
             self.agenda.refresh(now)
         self.store.expire_queued()
-        stops = [] if self.agenda.sql.pause("") else self.agenda.decide_due(now, BATCH)
+        stops = [] if self.agenda.sql.pause("") else self.agenda.decide_due(now)
         self.agenda.report_overdue(now)
         return seen, False, stops
 
@@ -13749,7 +13747,7 @@ class Feed:
             event.set()
         if run_id in self.ending:
             status = self.store.ask.value("SELECT status FROM runs WHERE run_id = ?", run_id)
-            if status is None or status in FINAL:
+            if status in (*FINAL, None):
                 self.ending.pop(run_id).set()
 
     def page(self, ask: Questions, run_id: str, after: int) -> list[Json]:
@@ -13776,8 +13774,8 @@ class Feed:
 
 EXPRESSIONS_CACHED = 20_000
 GAPS_MAX = 20
-#: One transaction decides for about this long at most, because other writes wait for it.
-DECIDE_S = 0.05
+#: One transaction decides at most so many schedules, and for about this long, because other writes wait for it.
+DECIDE_MAX, DECIDE_S = 250, 0.05
 
 
 class Agenda:
@@ -13980,13 +13978,13 @@ class Agenda:
 
     # What is decided.
 
-    def decide_due(self, now: int, most: int) -> list[str]:
-        """Decides at most *most* due schedules, for about DECIDE_S; returns the runs to stop."""
+    def decide_due(self, now: int) -> list[str]:
+        """Decides the schedules that are due, the first ones first; returns the runs to stop."""
         until = time.perf_counter() + DECIDE_S
-        due = "SELECT * FROM schedules WHERE due_at <= ? ORDER BY due_at, pipeline LIMIT ?"
+        due = f"SELECT * FROM schedules WHERE due_at <= ? ORDER BY due_at, pipeline LIMIT {DECIDE_MAX}"
         gaps = self.sql.remembered("gaps") or []
         stops: list[str] = []
-        for row in self.sql.rows(due, rfc3339(now), most):
+        for row in self.sql.rows(due, rfc3339(now)):
             stops += self.decide(row, now, gaps)
             if time.perf_counter() > until:
                 break
@@ -14118,12 +14116,12 @@ class Agenda:
         else:
             self.sql.db.execute("DELETE FROM pauses WHERE pipeline = ?", (name,))
             self.store.event("pipeline.resumed", name or None, None, {}, actor)
-        if name:
-            self.sync(name, actor)
-        if pause is not None:  # failures and missed ticks count from now on
+            # Failures and missed ticks count from now on.
             self.sql.set("schedules", {"pipeline": name}, resumed_at=rfc3339(now))
             if not name:
                 self.note_gap("paused", instant_of(pause["paused_at"]), now)
+        if name:
+            self.sync(name, actor)
         return True
 
     # What follows when a run has ended.
@@ -14194,15 +14192,12 @@ class Agenda:
             return
         live = self.sql.values("SELECT pipeline FROM live")
         known = {*(live if caller is None else caller.sift(live)), *after}
-
-        def may_follow(name: str, other: str) -> bool:
-            is_near = caller is None or namespace_of(name) == namespace_of(other)
-            return (is_near and other in known) or self.sql.shares(other, name)
-
-        for name, upstream in [(name, it) for name, some in after.items() for it in some if not may_follow(name, it)]:
-            near = [it for it in known if namespace_of(it) == namespace_of(upstream)]
-            hint = did_you_mean(upstream, near, f"deploy '{upstream}' first, or with it")
-            raise BadRequest(f"'{name}' comes after '{upstream}': no such pipeline", hint)
+        for name, upstream in [(name, it) for name, some in after.items() for it in some]:
+            is_near = caller is None or namespace_of(name) == namespace_of(upstream)
+            if not (is_near and upstream in known) and not self.sql.shares(upstream, name):
+                near = [it for it in known if namespace_of(it) == namespace_of(upstream)]
+                hint = did_you_mean(upstream, near, f"deploy '{upstream}' first, or with it")
+                raise BadRequest(f"'{name}' comes after '{upstream}': no such pipeline", hint)
         sorter = graphlib.TopologicalSorter(after)
         for row in self.sql.rows("SELECT pipeline, comes_after FROM chains"):
             if row["pipeline"] not in after:
@@ -14210,10 +14205,9 @@ class Agenda:
         try:
             sorter.prepare()
         except graphlib.CycleError as problem:
-            shown = " → ".join(
-                name if caller is None or caller.sees(name) else "…" for name in reversed(problem.args[1])
-            )
-            raise BadRequest(f"pipelines come after each other in a circle: {shown}", "take one `after` away") from None
+            shown = (it if caller is None or caller.sees(it) else "…" for it in reversed(problem.args[1]))
+            message = f"pipelines come after each other in a circle: {' → '.join(shown)}"
+            raise BadRequest(message, "take one `after` away") from None
 
     # What the scheduler remembers.
 
