@@ -329,6 +329,8 @@ MISFIRES = ("last", "skip", "all")
 OVERLAPS = ("skip", "queue", "cancel_running", "allow")
 #: What happens when a step sees other rows than the last success has seen.
 DRIFTS = ("warn", "fail", "ignore")
+#: Options of @pipeline of which any change is a risk of the same name.
+RISKY_OPTIONS = ("heal", "expose", "executor", "after", "share", "memory", "drift", "samples")
 #: Risk → what it means; first those that the source shows, then those of a rehearsal.
 RISKS = {
     "check_gone": "a check, or a failure that was raised, is gone",
@@ -346,10 +348,7 @@ RISKS = {
     "limit": "a limit is raised or gone",
     "pipeline": "a pipeline is gone, new or renamed",
     "schedule": "it runs at other times",
-    **{
-        name: f"another `{name}`"
-        for name in ("heal", "expose", "executor", "after", "share", "memory", "drift", "samples")
-    },
+    **{name: f"another `{name}`" for name in RISKY_OPTIONS},
     "unreadable": "what this does cannot be read from the source",
     "no_success": "there is no success to compare with",
     "columns": "other columns or kinds of values",
@@ -12218,12 +12217,10 @@ def choose(pipelines: list[Json], name: str | None) -> list[Json]:
 # Owns what may be dangerous about a change of a pipeline: read from its syntax trees, and seen in a rehearsal.
 # Calls Questions.  Promises that low is only what no rule names, and that what cannot be read is a risk.
 
-#: Risks of what is declared: any change is one.
-DECLARED = ("pipeline", "schedule", "heal", "expose", "executor", "after", "share", "memory", "drift", "samples")
 #: Kind of fact → the risk if one is gone, if it is another, if it is new.
 RULES: dict[str, tuple[str | None, str | None, str | None]] = {
     **{kind: (None, kind, kind) for kind in RISKS},
-    **{kind: (kind, kind, kind) for kind in DECLARED},
+    **{kind: (kind, kind, kind) for kind in ("pipeline", "schedule", *RISKY_OPTIONS)},
     "check": ("check_gone", "check_edited", None),
     "call": ("call_gone", "call_gone", None),
     "load": ("load_gone", "load_edited", "load_edited"),
