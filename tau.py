@@ -10079,11 +10079,9 @@ class Call:
         return await self.store.write(work, *arguments, self.actor)
 
     def room(self) -> Room:
-        """What the caller's namespace gives its runs."""
         return Room(self.store, f"{self.caller.home}/")
 
     def among(self) -> Among:
-        """The pipelines that the caller sees; None means all."""
         return self.caller.among(self.ask)
 
     def only_waits(self) -> None:
@@ -10344,7 +10342,6 @@ class Connection(Protocol):
         return problem or result
 
     async def perform(self, message: Json) -> bytes:
-        """Returns the result of a request as JSON."""
         method, params = message.get("method"), message.get("params", {})
         if not isinstance(method, str):
             raise InvalidRequest("not a request", '{"id": 1, "method": "status", "params": {}}')
@@ -10360,7 +10357,6 @@ class Connection(Protocol):
         return await self.operate(method, params, message.get("id"), message.get("namespace"))
 
     async def operate(self, method: str, params: Any, number: Any = None, namespace: Any = None) -> bytes:
-        """Returns the result of an operation as JSON."""
         if (chosen := OPERATIONS.get(method)) is None:
             method = method[:WORD_MAX]
             raise UnknownMethod(f"no method '{method}'", did_you_mean(method, OPERATIONS, "`schema` lists all"))
@@ -10592,7 +10588,6 @@ class Exchange:
             self.respond(answer, "application/json", *(problem.status if problem else (200,)))
 
     async def read(self, head: Head) -> Any:
-        """Returns the document that a request brings."""
         if head.expects:
             self.peer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         async with asyncio.timeout(PATIENCE_S):
@@ -10692,7 +10687,6 @@ class Head:
 
 
 def readiness(daemon: Daemon, _: Caller | None) -> tuple[int, str]:
-    """Tells why no new work is taken just now."""
     obstacles = {
         SHUTTING_DOWN[0]: daemon.stopping,
         "the queue is full": daemon.store.ask.totals()["queued"] >= daemon.settings["max_queued"],
@@ -11973,7 +11967,6 @@ class Deployment:
         return {"previously": previously, "no_longer_in_file": gone, "next": commands}
 
     def preview(self, call: Call, pipeline: Json, cron: str | None) -> Json:
-        """Returns what the deployment of a pipeline would change."""
         version, last = call.ask.next_version(pipeline, self.digest)
         scheduled = call.ask.row("SELECT command, options FROM schedules WHERE pipeline = ?", pipeline["name"])
         command, before = scheduled.values() if scheduled else ({}, SCHEDULE_OPTIONS)
@@ -12043,7 +12036,6 @@ def rehearsal_of(call: Call, name: str | None, like: str | None) -> Json:
 
 
 def rehearsal_document(process: Process) -> Json:
-    """Returns how a rehearsal went."""
     status, error, effects = process.outcome.status, process.outcome.error, process.effects
     if error is not None:
         copies = os.path.join(process.directory, "now")
@@ -12182,7 +12174,6 @@ def compare_sources(before: Sources, now: Sources) -> str:
 
 
 def load_error(entry: str, error: Json) -> LoadFailed:
-    """Returns the exception for a file that does not load."""
     hints = {
         "ImportError": "deploy the package's folder, with --entry, for imports that are relative",
         "timeout": "move work out of the module's top level into the pipeline function",
@@ -12365,7 +12356,6 @@ class Facts:
         self.places.setdefault(fact, []).append((self.path, getattr(node, "lineno", 1)))
 
     def walk(self, node: Any) -> None:
-        """Notes the facts of a node and of all in it."""
         before, name = (self.where, self.around, self.marks), type(node).__name__
         if name in FUNCTIONS:
             nodes: list[Any] = [*ast.walk(node)]
@@ -13760,7 +13750,6 @@ class Feed:
         return self.waiting.setdefault(run_id, asyncio.Event())
 
     async def finished(self, run_id: str) -> None:
-        """Returns when the run has its final status."""
         while self.store.ask.status_of(run_id) not in FINAL:
             await self.ending.setdefault(run_id, asyncio.Event()).wait()
 
@@ -14087,7 +14076,6 @@ class Agenda:
         self.sql.db.execute(f"UPDATE schedules SET due_at = :now WHERE {coming}", {"now": rfc3339(now)})
 
     def next_due(self, now: float) -> float | None:
-        """Returns when anything is due next, None if nothing is."""
         ticks = "" if self.sql.pause("") else "SELECT min(due_at) AS at FROM schedules WHERE due_at > '' UNION ALL "
         rows = self.sql.rows(
             f"{ticks}SELECT min(expect_at) AS at FROM schedules WHERE expect_at IS NOT NULL UNION ALL"
@@ -14446,7 +14434,6 @@ def prepare_place(home: str, namespace: str, user: str) -> str:
 
 
 def give_directory(path: str, user: int, group: int, mode: int = 0o700) -> str:
-    """Makes a directory, if there is none, and gives it to a user."""
     make_directory(path)
     os.chown(path, user, group, follow_symlinks=False)
     os.chmod(path, mode)
