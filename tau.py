@@ -330,6 +330,8 @@ MISFIRES = ("last", "skip", "all")
 OVERLAPS = ("skip", "queue", "cancel_running", "allow")
 #: What happens when a step sees other rows than the last success has seen.
 DRIFTS = ("warn", "fail", "ignore")
+#: Options of @pipeline of which any change is a risk of the same name.
+RISKY_OPTIONS = ("heal", "expose", "executor", "after", "share", "memory", "drift", "samples")
 #: Risk → what it means; first those that the source shows, then those of a rehearsal.
 RISKS = {
     "check_gone": "a check, or a failure that was raised, is gone",
@@ -347,10 +349,7 @@ RISKS = {
     "limit": "a limit is raised or gone",
     "pipeline": "a pipeline is gone, new or renamed",
     "schedule": "it runs at other times",
-    **{
-        name: f"another `{name}`"
-        for name in ("heal", "expose", "executor", "after", "share", "memory", "drift", "samples")
-    },
+    **{name: f"another `{name}`" for name in RISKY_OPTIONS},
     "unreadable": "what this does cannot be read from the source",
     "no_success": "there is no success to compare with",
     "columns": "other columns or kinds of values",
@@ -1104,6 +1103,11 @@ def pick(document: Json, *keys: str) -> Json:
 
 def omit(document: Mapping[str, Any], keys: Collection[str]) -> Json:
     return {key: value for key, value in document.items() if key not in keys}
+
+
+def changed_items(before: Json, now: Json) -> Json:
+    pairs = {key: [before.get(key), now.get(key)] for key in {**before, **now}}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def without_none(document: Mapping[str, Any]) -> Json:
@@ -6527,7 +6531,7 @@ async def cancel(call: Call, run_id: Subject, *, force: bool = False) -> Json:
     run_id = ask.pick_live(run_id)
     moved = ask.status_of(run_id) not in FINAL
     if moved and await call.write(call.agenda.make_room, run_id):
-        await daemon.runner.stop(run_id, "cancelled", force)
+        await daemon.runner.cancel(run_id, force)
         call.only_waits()
         await daemon.feed.finished(run_id)
         moved = ask.status_of(run_id) == "cancelled"
@@ -9246,12 +9250,12 @@ async def build_again(home: str, settings: Json, database: str) -> list[str]:
     """Builds the environments of the restored pipelines; returns the pipelines whose build failed."""
     venvs, failed, db = Venvs(home, settings), [], read_only(database)
     for row in Questions(db).rows("SELECT * FROM live JOIN sources USING (sha256) WHERE path = entry"):
-        built: Json | None = None
         with contextlib.suppress(TauError):
             header = read_header(row["content"].decode("utf-8", "replace"), row["entry"])
             built = {} if header is None else await venvs.build(header, row["entry"])
-        if built is None or built.get("digest") != row["options"].get("environment"):
-            failed.append(row["pipeline"])
+            if built.get("digest") == row["options"].get("environment"):
+                continue
+        failed.append(row["pipeline"])
     db.close()
     return failed
 
@@ -9304,7 +9308,7 @@ class Daemon:
         self.feed = Feed(self.store)
         self.store.database.on_commit = self.on_commit
         self.venvs = Venvs(home, settings)
-        self.runner = Runner(home, settings, self.store, self.feed, self.venvs)
+        self.runner = Runner(self.store, self.feed, self.venvs)
         self.agenda = Agenda(self.store, settings["timezone"])
         self.scheduler = Scheduler(self.agenda, self.runner)
         self.connections: set[Connection] = set()
@@ -9535,9 +9539,11 @@ class Daemon:
             self.runner.paused = False
             self.store.database.ring()
             raise
-        if cancel or drain:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.runner.drained(), drain or None)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(drain or None):
+                while self.runner.live and (cancel or drain):
+                    await asyncio.gather(*(process.closed.wait() for process in self.runner.live.values()))
+                    await asyncio.sleep(0)
         asyncio.get_running_loop().call_later(0.02, self.stop)
 
     async def close(self) -> None:
@@ -10013,11 +10019,9 @@ class Call:
         return await self.store.write(work, *arguments, self.actor)
 
     def room(self) -> Room:
-        """What the caller's namespace gives its runs."""
         return Room(self.store, f"{self.caller.home}/")
 
     def among(self) -> Among:
-        """The pipelines that the caller sees; None means all."""
         return self.caller.among(self.ask)
 
     def only_waits(self) -> None:
@@ -10060,12 +10064,11 @@ class Call:
 
     def encode(self, result: Json) -> bytes:
         """Returns a result as JSON, made in pieces so that other threads run meanwhile; TooMuch if it is too large."""
-        pieces, size = [], 0
+        text = bytearray()
         for piece in json_pieces(pick_fields(result, self.arguments.get("fields"), self.chosen.name), 3):
-            pieces.append(piece)
-            size += len(piece)
-            self.budget.check(size)
-        return "".join(pieces).encode("utf-8", "replace")
+            text += piece.encode("utf-8", "replace")
+            self.budget.check(len(text))
+        return bytes(text)
 
 
 class Connection(Protocol):
@@ -10081,8 +10084,6 @@ class Connection(Protocol):
 
     transport: asyncio.Transport
     socket: socket.socket
-    hello: asyncio.Future[Any]  # drops a stranger that does not show its key in time
-    blocked: asyncio.Future[Any]  # drops a peer that does not read
 
     def __init__(self, daemon: Daemon) -> None:
         self.daemon, self.listeners = daemon, daemon.listeners
@@ -10281,7 +10282,6 @@ class Connection(Protocol):
         return problem or result
 
     async def perform(self, message: Json) -> bytes:
-        """Returns the result of a request as JSON."""
         method, params = message.get("method"), message.get("params", {})
         if not isinstance(method, str):
             raise InvalidRequest("not a request", '{"id": 1, "method": "status", "params": {}}')
@@ -10297,7 +10297,6 @@ class Connection(Protocol):
         return await self.operate(method, params, message.get("id"), message.get("namespace"))
 
     async def operate(self, method: str, params: Any, number: Any = None, namespace: Any = None) -> bytes:
-        """Returns the result of an operation as JSON."""
         if (chosen := OPERATIONS.get(method)) is None:
             method = method[:WORD_MAX]
             raise UnknownMethod(f"no method '{method}'", did_you_mean(method, OPERATIONS, "`schema` lists all"))
@@ -10327,17 +10326,15 @@ class Connection(Protocol):
 async def perform(call: Call) -> bytes:
     """Calls an operation, and returns its result as JSON.  No hint names what the caller must not see."""
 
-    def begin(call: Call) -> Any:
-        call.arguments = see(call, call.arguments)
-        return call.chosen.call(call, call.arguments)
-
     def answer(call: Call) -> bytes:
-        return call.encode(begin(call))
+        call.arguments = see(call, call.arguments)
+        return call.encode(call.chosen.call(call, call.arguments))
 
     try:
         if call.chosen.is_question:
             return await call.beside(answer)
-        result: Json | bytes = await begin(call)
+        call.arguments = see(call, call.arguments)
+        result: Json | bytes = await call.chosen.call(call, call.arguments)
         if isinstance(result, bytes):
             return result
         return json_bytes(pick_fields(result, call.arguments.get("fields"), call.chosen.name))
@@ -10428,8 +10425,7 @@ class Lines:
 
     async def handle(self, message: Any) -> None:
         await self.peer.writable.wait()
-        answer = await self.peer.answer(message)
-        if answer is not None:
+        if (answer := await self.peer.answer(message)) is not None:
             self.send(answer)
 
     async def wait_for_room(self) -> None:
@@ -10532,7 +10528,6 @@ class Exchange:
             self.respond(answer, "application/json", *(problem.status if problem else (200,)))
 
     async def read(self, head: Head) -> Any:
-        """Returns the document that a request brings."""
         if head.expects:
             self.peer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         async with asyncio.timeout(PATIENCE_S):
@@ -10632,7 +10627,6 @@ class Head:
 
 
 def readiness(daemon: Daemon, _: Caller | None) -> tuple[int, str]:
-    """Tells why no new work is taken just now."""
     obstacles = {
         SHUTTING_DOWN[0]: daemon.stopping,
         "the queue is full": daemon.store.ask.totals()["queued"] >= daemon.settings["max_queued"],
@@ -11913,7 +11907,6 @@ class Deployment:
         return {"previously": previously, "no_longer_in_file": gone, "next": commands}
 
     def preview(self, call: Call, pipeline: Json, cron: str | None) -> Json:
-        """Returns what the deployment of a pipeline would change."""
         version, last = call.ask.next_version(pipeline, self.digest)
         scheduled = call.ask.row("SELECT command, options FROM schedules WHERE pipeline = ?", pipeline["name"])
         command, before = scheduled.values() if scheduled else ({}, SCHEDULE_OPTIONS)
@@ -11983,7 +11976,6 @@ def rehearsal_of(call: Call, name: str | None, like: str | None) -> Json:
 
 
 def rehearsal_document(process: Process) -> Json:
-    """Returns how a rehearsal went."""
     status, error, effects = process.outcome.status, process.outcome.error, process.effects
     if error is not None:
         copies = os.path.join(process.directory, "now")
@@ -12056,13 +12048,12 @@ def find_entries(sources: Sources, main: list[str], entry: str | None) -> list[s
         check_source(entry, sources[entry])
         return [entry]
     decorated = re.compile(rb"^[ \t]*@(\w+\.)*pipeline\b", re.MULTILINE)
+    found = [path for path in sorted(main) if path.endswith(".py") and decorated.search(sources[path])]
     packages = {"", *(path.removesuffix("/__init__.py") for path in sources)}
-    sourced = [path for path in sorted(main) if path.endswith(".py") and os.path.dirname(path) in packages]
-    entries = [path for path in sourced if decorated.search(sources[path])]
+    entries = [path for path in found if os.path.dirname(path) in packages]
     if not entries:
-        below = next((path for path in sorted(main) if path.endswith(".py") and decorated.search(sources[path])), None)
         wrong = "no file at the top of the folder, or of a package in it, uses @pipeline"
-        hint = "decorate a function: @pipeline" if below is None else f"{os.path.dirname(below)}/__init__.py is missing"
+        hint = f"{os.path.dirname(found[0])}/__init__.py is missing" if found else "decorate a function: @pipeline"
         raise LoadFailed(wrong, hint, kind="load")
     depth = min(path.count("/") for path in entries)  # files below may be imported by these
     return [path for path in entries if path.count("/") == depth]
@@ -12079,9 +12070,7 @@ def visible_sources(call: Call, digest: str) -> Sources:
     shared = call.ask.rows("SELECT DISTINCT pipeline, entry FROM versions WHERE sha256 = ?", digest)
     shared = [row for row in shared if call.caller.namespace in (None, namespace_of(row["pipeline"]))]
     seen = {row["entry"] for row in shared if call.caller.sees(row["pipeline"])}
-    for hidden in {row["entry"] for row in shared} - seen:
-        del sources[hidden]
-    return sources
+    return omit(sources, {row["entry"] for row in shared} - seen)
 
 
 def compare_versions(call: Call, name: str, before: int, now: int, judge: bool = False) -> Json:
@@ -12106,11 +12095,6 @@ def compare_deployed(before: Json, now: Json) -> Json:
     return without_empty({"code": code, **{part: changed_items(old[part], new[part]) for part in old}})
 
 
-def changed_items(before: Json, now: Json) -> Json:
-    pairs = {key: [before.get(key), now.get(key)] for key in {**before, **now}}
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
-
-
 def compare_sources(before: Sources, now: Sources) -> str:
     """Returns a unified diff of files, cut if it is long.  A file that is no text, or is long, only `differs`."""
     text, work = "", 0
@@ -12130,7 +12114,6 @@ def compare_sources(before: Sources, now: Sources) -> str:
 
 
 def load_error(entry: str, error: Json) -> LoadFailed:
-    """Returns the exception for a file that does not load."""
     hints = {
         "ImportError": "deploy the package's folder, with --entry, for imports that are relative",
         "timeout": "move work out of the module's top level into the pipeline function",
@@ -12165,12 +12148,10 @@ def choose(pipelines: list[Json], name: str | None) -> list[Json]:
 # Owns what may be dangerous about a change of a pipeline: read from its syntax trees, and seen in a rehearsal.
 # Calls Questions.  Promises that low is only what no rule names, and that what cannot be read is a risk.
 
-#: Risks of what is declared: any change is one.
-DECLARED = ("pipeline", "schedule", "heal", "expose", "executor", "after", "share", "memory", "drift", "samples")
 #: Kind of fact → the risk if one is gone, if it is another, if it is new.
 RULES: dict[str, tuple[str | None, str | None, str | None]] = {
     **{kind: (None, kind, kind) for kind in RISKS},
-    **{kind: (kind, kind, kind) for kind in DECLARED},
+    **{kind: (kind, kind, kind) for kind in ("pipeline", "schedule", *RISKY_OPTIONS)},
     "check": ("check_gone", "check_edited", None),
     "call": ("call_gone", "call_gone", None),
     "load": ("load_gone", "load_edited", "load_edited"),
@@ -12315,7 +12296,6 @@ class Facts:
         self.places.setdefault(fact, []).append((self.path, getattr(node, "lineno", 1)))
 
     def walk(self, node: Any) -> None:
-        """Notes the facts of a node and of all in it."""
         before, name = (self.where, self.around, self.marks), type(node).__name__
         if name in FUNCTIONS:
             nodes: list[Any] = [*ast.walk(node)]
@@ -12654,8 +12634,6 @@ def check_deviations(before: list[Json], now: list[Json]) -> Iterator[tuple[str,
 # Promises each tick one decision and at most one run, whatever the clock does.
 
 
-#: At most this many schedules are decided in one transaction: other writes do not wait long.
-BATCH = 250
 #: While anything is due later, the clock is read this often: it may be set, or the machine may sleep.
 WATCH_S = 1.0
 #: A wall clock that moves by more than this against the monotonic one has been set.
@@ -12724,7 +12702,7 @@ class Scheduler:
         if self.seen is None or (now - REFRESH_AT_S) // 86_400 != (self.seen[0] - REFRESH_AT_S) // 86_400:
             self.agenda.refresh(now)
         self.store.expire_queued()
-        stops = [] if self.agenda.sql.pause("") else self.agenda.decide_due(now, BATCH)
+        stops = [] if self.agenda.sql.pause("") else self.agenda.decide_due(now)
         self.agenda.report_overdue(now)
         return seen, False, stops
 
@@ -12793,7 +12771,7 @@ class Scheduler:
         pause = self.patience if self.due_at is None else min(self.due_at - self.clock.time(), self.patience)
         self.timer = asyncio.get_running_loop().call_later(max(pause, 0.0), self.store.database.ring)
         for run_id in stops:
-            self.runner.spawn(self.runner.stop(run_id, "cancelled"))
+            self.runner.spawn(self.runner.cancel(run_id))
         for job in jobs:
             self.runner.dispatch(job)
 
@@ -12931,7 +12909,7 @@ class Process:
         self.saved = dict(NOWHERE)  # the position that is in the store
         self.logged = self.dropped = 0  # numbers of log lines
         self.skipped = 0  # lines of its journal that are not counted in the metrics yet
-        self.halves: dict[str, tuple[int, int]] = {}  # file → where half a line begins, how much of it is known
+        self.halves: dict[str, int] = {}  # file → its bytes, if they are known to end with half a long line
         self.unsaved: list[Json] = []  # trace records that have been read and are not stored yet
         self.kept: list[Json] = []  # steps and checks of what is no run
         self.effects: Json = {}  # what a rehearsal has told
@@ -12995,9 +12973,8 @@ class Process:
     def read(self, limits: Json, final: bool) -> bool:
         """Reads the records that came since the last call; returns whether there are more."""
         # The output is read first: the journal then names all secrets that can be in it.
-        for stream in ("stdout", "stderr"):
-            self.skip_to_end(stream, limits["log_bytes"], FILE_BYTES_MAX)
-        outputs = {stream: self.next_lines(stream, FILE_BYTES_MAX, final) for stream in ("stdout", "stderr")}
+        most = limits["log_bytes"]
+        outputs = {stream: self.next_lines(stream, FILE_BYTES_MAX, final, most) for stream in ("stdout", "stderr")}
         if self.read_journal(limits):
             return True
         self.ended = self.ended or self.read_end()
@@ -13007,37 +12984,36 @@ class Process:
                 lines = cut_lines(self.mask.text(b"\n".join(lines)).split(b"\n"), LOG_LINE_BYTES_MAX)
             self.log_output(stream, lines, limits, final and not left)
             more |= left
-        for key in [key for key in self.position if key.startswith("unfinished") and final and not more]:
-            left = self.position.pop(key)
-            self.log([left["message"]], stream=left["stream"], step=left["step"])
-        if final and not more and "skipped" in self.position:
+        if more or not final:
+            return more
+        for key in [key for key in self.position if key.startswith("unfinished")]:
+            line = self.position.pop(key)
+            self.log([line["message"]], stream=line["stream"], step=line["step"])
+        if "skipped" in self.position:
             count, why = self.position.pop("skipped")
             self.log([f"lines of its journal that were skipped: {count:,}; the first: {why}"], "warning")
-        if final and not more and (left := self.position.pop("left", 0)):
+        if left := self.position.pop("left", 0):
             self.log([f"bytes of its output and journal that were not read: {left:,}"], "warning")
-        return more
+        return False
 
-    def skip_to_end(self, name: str, most: int, end: int) -> None:
-        """Goes on near the end of a file of which *most* bytes are read, if far more than its last bytes are left."""
-        if self.position[name] > most:
-            left = size_of(f"{self.path}.{name}") - end - self.position[name]
-            if left > LEFT_BYTES_MAX:
-                self.position[name] += left
-                self.position["left"] = self.position.get("left", 0) + left
+    def next_lines(
+        self, name: str, longest: int, final: bool = False, most: int = sys.maxsize
+    ) -> tuple[list[bytes], int, bool]:
+        """Reads on in a file, as read_lines().  Of half a line that was read before it reads only what is new.
 
-    def next_lines(self, name: str, longest: int, final: bool = False) -> tuple[list[bytes], int, bool]:
-        """Reads on in a file, as read_lines().  Of half a line that was read before it reads only what is new."""
+        Once *most* bytes are read, it goes on near the end if far more than the last bytes are left.
+        """
         path, at = f"{self.path}.{name}", self.position[name]
-        begin, known = self.halves.get(name, (at, 0))
-        if begin == at and known and not final:
-            size = size_of(path)
-            if known <= size - at < longest and not has_newline(path, at + known, size):
-                self.halves[name] = at, size - at
-                return [], at, False
+        size, known = size_of(path), self.halves.get(name, 0)
+        if at > most and (left := size - longest - at) > LEFT_BYTES_MAX:
+            at, known = at + left, 0
+            self.position |= {name: at, "left": self.position.get("left", 0) + left}
+        if known and not final and known <= size < at + longest and not has_newline(path, known, size):
+            self.halves[name] = size
+            return [], at, False
         lines, end, more = read_lines(path, at, longest, final)
-        self.halves.pop(name, None)
-        if not lines and not more and (size := size_of(path) - at) > READ_BYTES:
-            self.halves[name] = at, size
+        is_half = not lines and not more and size > at + READ_BYTES
+        self.halves[name] = size if is_half else 0
         return lines, end, more
 
     def free(self) -> None:
@@ -13048,8 +13024,8 @@ class Process:
     def read_journal(self, limits: Json) -> bool:
         first, longest = self.position["journal"] == 0, RECORD_BYTES_MAX + limits["result_bytes"]
         memos = limits["memo_bytes"] if self.executor else 0
-        self.skip_to_end("journal", limits["log_bytes"] + memos + TRACE_BYTES_MAX, longest)
-        lines, self.position["journal"], more = self.next_lines("journal", longest)
+        most = limits["log_bytes"] + memos + TRACE_BYTES_MAX
+        lines, self.position["journal"], more = self.next_lines("journal", longest, most=most)
         result = limits["result_bytes"] if self.run_id else LINE_BYTES_MAX
         lengths = {b"memo": RECORD_BYTES_MAX, b"returned": result + SHORT_BYTES_MAX, b"raised": ERRORS_BYTES_MAX}
         for line in filter(None, lines):
@@ -13195,9 +13171,6 @@ def fault_stacks(lines: list[bytes]) -> tuple[Json, list[Json]]:
 class Starter:
     """The connection to the fork server, which is replaced when it dies."""
 
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-
     def __init__(self, home: str, settings: Json, circumstances: Circumstances) -> None:
         self.home, self.settings, self.circumstances = home, settings, circumstances
         self.server: Json = {}  # identity of the fork server that jobs go to
@@ -13258,14 +13231,13 @@ class Starter:
 class Runner:
     """Takes each run from the queue, by the fork server and a journal, to its outcome."""
 
-    def __init__(self, home: str, settings: Json, store: Store, feed: Feed, venvs: Venvs) -> None:
-        self.home, self.settings, self.store, self.feed = home, settings, store, feed
-        self.venvs, self.folder = venvs, os.path.join(home, "runs")
-        self.circumstances = Circumstances(venvs)
+    def __init__(self, store: Store, feed: Feed, venvs: Venvs) -> None:
+        self.home, self.settings, self.store, self.feed = store.home, store.settings, store, feed
+        self.folder, self.circumstances = os.path.join(self.home, "runs"), Circumstances(venvs)
         self.unpacked = Unpacked(store)
         self.live: dict[str, Process] = {}  # by stem
         self.latencies: list[float] = []  # milliseconds from queued to started, the last thousand
-        self.starter = Starter(home, settings, self.circumstances)
+        self.starter = Starter(self.home, self.settings, self.circumstances)
         self.tasks = Tasks(store.metrics.failed)
         self.spawn = self.tasks.spawn
         self.paused = False  # nothing is decided or admitted any more
@@ -13278,14 +13250,13 @@ class Runner:
         make_directory(self.folder)
         await self.starter.open()
         self.recover()
-        if ended := [self.spawn(self.look_after(process)) for process in [*self.live.values()]]:
+        if ended := [self.spawn(self.look_after(process)) for process in self.live.values()]:
             await asyncio.wait(ended, timeout=START_S)  # a tick must not be skipped because of a run that has ended
         self.tasks.repeat(self.replace_servers)
         self.tasks.repeat(self.watch)
 
     async def close(self) -> None:
         """Starts nothing any more; live runs and their fork server go on by themselves."""
-        self.paused = True
         self.tasks.cancel()
         if self.tasks:
             await asyncio.wait(self.tasks)
@@ -13351,9 +13322,8 @@ class Runner:
         loading = self.spawn(self.load_now(folder, entry, job, actor))
         try:
             return await asyncio.shield(loading)
-        except asyncio.CancelledError:
+        finally:
             loading.cancel()
-            raise
 
     async def load_now(self, folder: str, entry: str, job: Json, actor: str) -> Process:
         """If the fork server dies meanwhile, the next one tries again: the file is not to blame."""
@@ -13400,7 +13370,7 @@ class Runner:
         """When a fork server dies, gives the jobs that it had not begun to the next fork server."""
         while True:
             await self.starter.listen(self.hear)
-            for process in tuple(self.live.values()):
+            for process in self.live.values():
                 is_left = process.server != self.starter.server and process.ended is None and process.start is None
                 if is_left and revoke_start(process):
                     self.spawn(self.restart(process))
@@ -13453,7 +13423,7 @@ class Runner:
         """Reads the journals of live processes a few times a second; sleeps while there are none."""
         while True:
             await self.busy.wait()
-            for process in tuple(self.live.values()):
+            for process in self.live.values():
                 self.spawn(self.look_after(process))
             if not self.live:
                 self.busy.clear()
@@ -13572,10 +13542,10 @@ class Runner:
 
     # Stopping.
 
-    async def stop(self, run_id: str, status: str, force: bool = False) -> None:
-        """Begins to stop a live run, which will end with this status unless it ended before."""
+    async def cancel(self, run_id: str, force: bool = False) -> None:
+        """Begins to stop a live run, which will end as cancelled unless it ended before."""
         if (process := self.live_process(run_id)) is not None:
-            await self.stop_process(process, status, force)
+            await self.stop_process(process, "cancelled", force)
 
     async def stop_process(self, process: Process, status: str, force: bool = False) -> None:
         if process.stopping is not None:
@@ -13614,11 +13584,6 @@ class Runner:
         grace: float = self.settings["stop_grace_s"]
         return 2 * grace + FAR_S if process.executor else grace
 
-    async def drained(self) -> None:
-        while self.live:
-            await asyncio.gather(*(process.closed.wait() for process in self.live.values()))
-            await asyncio.sleep(0)
-
     # For `status`.
 
     def processes(self) -> list[Json]:
@@ -13650,11 +13615,10 @@ def revoke_start(process: Process) -> bool:
 
 def note_stop(path: str) -> None:
     """Writes into a run's journal that it is asked to end: an outcome below that does not count, whatever its time."""
-    try:
-        with open(open_file(f"{path}.journal", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW), "wb", 0) as file:
-            file.write(b"\n" + encode({"t": "stop", "at": time.time()}))  # a full disk may have left half a line
-    except OSError:
-        pass  # the run has removed its journal, or the disk is full
+    flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW
+    # It fails if the run has removed its journal, or the disk is full.
+    with contextlib.suppress(OSError), open(open_file(f"{path}.journal", flags), "wb", 0) as file:
+        file.write(b"\n" + encode({"t": "stop", "at": time.time()}))  # a full disk may have left half a line
 
 
 def save_memos(folder: str, memos: dict[str, bytes]) -> None:
@@ -13710,7 +13674,7 @@ class Feed:
             event.set()
         if run_id in self.ending:
             status = self.store.ask.value("SELECT status FROM runs WHERE run_id = ?", run_id)
-            if status is None or status in FINAL:
+            if status in (*FINAL, None):
                 self.ending.pop(run_id).set()
 
     def page(self, ask: Questions, run_id: str, after: int) -> list[Json]:
@@ -13726,7 +13690,6 @@ class Feed:
         return self.waiting.setdefault(run_id, asyncio.Event())
 
     async def finished(self, run_id: str) -> None:
-        """Returns when the run has its final status."""
         while self.store.ask.status_of(run_id) not in FINAL:
             await self.ending.setdefault(run_id, asyncio.Event()).wait()
 
@@ -13737,8 +13700,8 @@ class Feed:
 
 EXPRESSIONS_CACHED = 20_000
 GAPS_MAX = 20
-#: One transaction decides for about this long at most, because other writes wait for it.
-DECIDE_S = 0.05
+#: One transaction decides at most so many schedules, and for about this long, because other writes wait for it.
+DECIDE_MAX, DECIDE_S = 250, 0.05
 
 
 class Agenda:
@@ -13890,21 +13853,22 @@ class Agenda:
         held = next((reason for reason, is_so in reasons.items() if is_so), None)
         before, options = old["options"], schedule_options(live or {}, command)
         new = old | {"command": command, "options": options, "enabled": int(enabled), "held": held}
-        if options != before or (old["held"] is not None and new["held"] is None):
+        edited = changed_items(before, options).keys()
+        if edited or (old["held"] is not None and held is None):
             gap = {"from": 0, "until": at, "cause": old["held"] or "edited"}
             self.decide(old | {"options": before | {"jitter_s": 0.0}}, at, [gap])
             # An edit counts from now even if the clock was set back: no tick gets a second run.
-            is_other = any(options[key] != before[key] for key in (*TIMINGS, "start", "end", "timezone"))
+            is_other = edited & {*TIMINGS, "start", "end", "timezone"}
             new["watermark_at"] = now if is_other else max(now, old["watermark_at"])
-        if options["every_s"] != before["every_s"]:
+        if "every_s" in edited:
             new["anchor_at"] = now
-        if (within := options["expect_success_within_s"]) != before["expect_success_within_s"]:
-            last = self.last_success(name) or now
+        if "expect_success_within_s" in edited:
+            within, last = options["expect_success_within_s"], self.last_success(name) or now
             new["expect_at"] = None if within is None else rfc3339(instant_of(last) + int(within))
         self.save(new)
-        changed = any(new[key] != old[key] for key in ("options", "held", "command"))
+        changed = bool(edited) or held != old["held"] or command != old["command"]
         if changed:
-            data = {"source": source_of(options, new["command"]), "enabled": bool(new["enabled"]), "held": new["held"]}
+            data = {"source": source_of(options, command), "enabled": enabled, "held": held}
             data |= {key: value for key, value in options.items() if value != SCHEDULE_OPTIONS[key]}
             self.store.event("schedule.changed", name, None, data, actor)
         return changed
@@ -13940,13 +13904,13 @@ class Agenda:
 
     # What is decided.
 
-    def decide_due(self, now: int, most: int) -> list[str]:
-        """Decides at most *most* due schedules, for about DECIDE_S; returns the runs to stop."""
+    def decide_due(self, now: int) -> list[str]:
+        """Decides the schedules that are due, the first ones first; returns the runs to stop."""
         until = time.perf_counter() + DECIDE_S
-        due = "SELECT * FROM schedules WHERE due_at <= ? ORDER BY due_at, pipeline LIMIT ?"
+        due = f"SELECT * FROM schedules WHERE due_at <= ? ORDER BY due_at, pipeline LIMIT {DECIDE_MAX}"
         gaps = self.sql.remembered("gaps") or []
         stops: list[str] = []
-        for row in self.sql.rows(due, rfc3339(now), most):
+        for row in self.sql.rows(due, rfc3339(now)):
             stops += self.decide(row, now, gaps)
             if time.perf_counter() > until:
                 break
@@ -14052,7 +14016,6 @@ class Agenda:
         self.sql.db.execute(f"UPDATE schedules SET due_at = :now WHERE {coming}", {"now": rfc3339(now)})
 
     def next_due(self, now: float) -> float | None:
-        """Returns when anything is due next, None if nothing is."""
         ticks = "" if self.sql.pause("") else "SELECT min(due_at) AS at FROM schedules WHERE due_at > '' UNION ALL "
         rows = self.sql.rows(
             f"{ticks}SELECT min(expect_at) AS at FROM schedules WHERE expect_at IS NOT NULL UNION ALL"
@@ -14078,12 +14041,12 @@ class Agenda:
         else:
             self.sql.db.execute("DELETE FROM pauses WHERE pipeline = ?", (name,))
             self.store.event("pipeline.resumed", name or None, None, {}, actor)
-        if name:
-            self.sync(name, actor)
-        if pause is not None:  # failures and missed ticks count from now on
+            # Failures and missed ticks count from now on.
             self.sql.set("schedules", {"pipeline": name}, resumed_at=rfc3339(now))
             if not name:
                 self.note_gap("paused", instant_of(pause["paused_at"]), now)
+        if name:
+            self.sync(name, actor)
         return True
 
     # What follows when a run has ended.
@@ -14154,15 +14117,12 @@ class Agenda:
             return
         live = self.sql.values("SELECT pipeline FROM live")
         known = {*(live if caller is None else caller.sift(live)), *after}
-
-        def may_follow(name: str, other: str) -> bool:
-            is_near = caller is None or namespace_of(name) == namespace_of(other)
-            return (is_near and other in known) or self.sql.shares(other, name)
-
-        for name, upstream in [(name, it) for name, some in after.items() for it in some if not may_follow(name, it)]:
-            near = [it for it in known if namespace_of(it) == namespace_of(upstream)]
-            hint = did_you_mean(upstream, near, f"deploy '{upstream}' first, or with it")
-            raise BadRequest(f"'{name}' comes after '{upstream}': no such pipeline", hint)
+        for name, upstream in [(name, it) for name, some in after.items() for it in some]:
+            is_near = caller is None or namespace_of(name) == namespace_of(upstream)
+            if not (is_near and upstream in known) and not self.sql.shares(upstream, name):
+                near = [it for it in known if namespace_of(it) == namespace_of(upstream)]
+                hint = did_you_mean(upstream, near, f"deploy '{upstream}' first, or with it")
+                raise BadRequest(f"'{name}' comes after '{upstream}': no such pipeline", hint)
         sorter = graphlib.TopologicalSorter(after)
         for row in self.sql.rows("SELECT pipeline, comes_after FROM chains"):
             if row["pipeline"] not in after:
@@ -14170,10 +14130,9 @@ class Agenda:
         try:
             sorter.prepare()
         except graphlib.CycleError as problem:
-            shown = " → ".join(
-                name if caller is None or caller.sees(name) else "…" for name in reversed(problem.args[1])
-            )
-            raise BadRequest(f"pipelines come after each other in a circle: {shown}", "take one `after` away") from None
+            shown = (it if caller is None or caller.sees(it) else "…" for it in reversed(problem.args[1]))
+            message = f"pipelines come after each other in a circle: {' → '.join(shown)}"
+            raise BadRequest(message, "take one `after` away") from None
 
     # What the scheduler remembers.
 
@@ -14415,7 +14374,6 @@ def prepare_place(home: str, namespace: str, user: str) -> str:
 
 
 def give_directory(path: str, user: int, group: int, mode: int = 0o700) -> str:
-    """Makes a directory, if there is none, and gives it to a user."""
     make_directory(path)
     os.chown(path, user, group, follow_symlinks=False)
     os.chmod(path, mode)
@@ -14425,9 +14383,9 @@ def give_directory(path: str, user: int, group: int, mode: int = 0o700) -> str:
 def check_user(home: str, namespace: str, user: str) -> None:
     """Raises BadRequest unless the code of a namespace can run as a system user here: what is lacking?"""
     process = as_user(user, os.sep, ())
-    data, ours = data_directory(home, f"{namespace}/"), os.path.join(user_place(home, namespace), "data")
+    data = data_directory(home, f"{namespace}/")
     owners = {os.lstat(os.path.join(data, name)).st_uid for name in names_below(data)}
-    if owners and (os.path.realpath(data) != ours or owners != {process["user"]}):
+    if owners - {process["user"]}:
         raise BadRequest(f"{data} has data that is not of user '{user}'", "move it away")
     place = process["cwd"] = prepare_place(home, namespace, user)
     words = ("python3", "-c", "import os, sys; os.stat(sys.argv[1]); assert sys.version_info > (3, 11)", place)
@@ -14450,24 +14408,18 @@ def disk_used(home: str, ask: Questions, namespace: str) -> int:
         own = (name for name in names_below(folder) if namespace_of(ask.owner(name.partition(".")[0])) == namespace)
         places += (os.path.join(folder, name) for name in own)
     asked: list[str] = [BYTES_OF_SOURCES, *(BYTES_OF_ROWS.format(*table) for table in LONG_TEXTS.items())]
-    return sum(map(tree_bytes, places)) + sum(int(ask.value(each, namespace)) for each in asked)
+    pieces = [places[at : at + DU_PATHS_MAX] for at in range(0, len(places), DU_PATHS_MAX)]
+    return sum(map(bytes_below, pieces)) + sum(int(ask.value(each, namespace)) for each in asked)
 
 
-def tree_bytes(path: str) -> int:
-    """Returns what a file, or a directory with all below it, takes of the disk.  (os.walk calls itself for a level.)"""
-    taken, folders = 0, [path]
-    for folder in folders:
-        if len(os.fsencode(folder)) > 3_000:  # longer paths are none: another program counts by directories
-            line = subprocess.run(["du", "-skx", "--", path], capture_output=True, check=False).stdout.split()
-            return int(line[0]) << 10 if line else taken
-        with contextlib.suppress(OSError):  # it is gone meanwhile, or a file
-            taken += os.lstat(folder).st_blocks * 512
-            for entry in os.scandir(folder):
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-                else:
-                    taken += entry.stat(follow_symlinks=False).st_blocks * 512
-    return taken
+#: How many paths a command line is given, which must not be too long.
+DU_PATHS_MAX = 1_000
+
+
+def bytes_below(paths: list[str]) -> int:
+    """Returns what files, and directories with all below them, take of the disk; nothing if they are gone."""
+    lines = subprocess.run(["du", "-skc", "--", *paths], capture_output=True, check=False).stdout.splitlines()
+    return int(lines[-1].split()[0]) << 10
 
 
 #: Table → its texts that may be long; and what they take, of the runs of a namespace.
