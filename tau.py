@@ -5725,7 +5725,8 @@ class Channel:
     """A connection to a daemon: *proven* once a Tau has answered on it, *spent* when it can carry no more requests."""
 
     proven = spent = False
-    exchange: Callable[[bytes], Iterator[bytes]]
+    send: Callable[[bytes], None]
+    received: Iterator[bytes]  # the lines that come
     end_s = SILENCE_S  # how long the daemon may take to end the connection
 
     def __init__(self, connection: _socket.socket) -> None:
@@ -5738,7 +5739,10 @@ class Channel:
         """Sends a request and yields the messages that come back.  Unavailable if no Tau answers."""
         request = encode_words(message)
         try:
-            for line in self.exchange(request):
+            self.socket.settimeout(SEND_S)
+            self.send(request)
+            self.socket.settimeout(silence())
+            for line in self.received:
                 answer = RECORD_DECODER.decode(line.decode("utf-8"))
                 if not isinstance(answer, dict):
                     raise ValueError(line)
@@ -5769,17 +5773,10 @@ class Lined(Channel):
         super().__init__(connection)
         self.received = self.receive()
 
-    def exchange(self, request: bytes) -> Iterator[bytes]:
-        self.socket.settimeout(SEND_S)
-        self.send(request)
-        self.socket.settimeout(silence())
-        while True:
-            yield next(self.received)
-
-    def send(self, line: bytes) -> None:
+    def send(self, request: bytes) -> None:
         """Ignores failures: receive() yields what the daemon said before it closed."""
         try:
-            self.socket.sendall(line)
+            self.socket.sendall(request)
         except OSError:
             pass
 
@@ -5818,12 +5815,13 @@ class Posted(Channel):
     def close(self) -> None:
         self.http.close()
 
-    def exchange(self, request: bytes) -> Iterator[bytes]:
-        self.socket.settimeout(SEND_S)
+    def send(self, request: bytes) -> None:
         if self.response is not None:
             self.response.read()  # the next response comes after its end
         self.http.request("POST", self.path, request, self.headers)
-        self.socket.settimeout(silence())
+        self.received = self.receive()
+
+    def receive(self) -> Iterator[bytes]:
         response = self.response = self.http.getresponse()
         self.check(response)
         self.spent = response.will_close
