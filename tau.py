@@ -4016,17 +4016,15 @@ def command(words: list[str]) -> int:
     return exit_of(chosen.name, document)
 
 
-def commands_there(value: Any, asked: Json) -> Any:
-    """Does so for all commands in an answer, and leaves alone what is a user's."""
-    if isinstance(value, list):
-        return [commands_there(item, asked) for item in value]
-    if not isinstance(value, dict):
+def commands_there(value: Any, asked: Json, key: str = "") -> Any:
+    """As spoken_there(), for all commands in an answer, or below a key of it; leaves alone what is a user's."""
+    if key in USERS_OWN or not value:
         return value
-    told = {key: commands_there(item, asked) for key, item in value.items() if key not in USERS_OWN}
-    for key in ("next", "get", "hint", "remedy"):
-        if isinstance(it := told.get(key), (str, list)):
-            told[key] = [spoken_there(text, asked) for text in it] if isinstance(it, list) else spoken_there(it, asked)
-    return value | told
+    if isinstance(value, dict):
+        return {name: commands_there(item, asked, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [commands_there(item, asked, key) for item in value]
+    return spoken_there(value, asked) if key in ("next", "get", "hint", "remedy") and type(value) is str else value
 
 
 #: Keys of answers whose values are a user's, or are of a user's rows.
@@ -4309,9 +4307,7 @@ def init(desk: Desk, name: str = "my_pipeline") -> Json:
         raise BadRequest(f"a function cannot have the name '{name}'", hint)
     if there := [path for path in files if os.path.lexists(path)]:
         raise Conflict(f"{', '.join(there)[:300]}: there already", hint)
-    for path, text in files.items():
-        with open(path, "x", encoding="utf-8") as file:
-            file.write(text)
+    write_files(os.curdir, {path: text.encode() for path, text in files.items()}, False)
     commands = (("try", f"{name}.py"), ("deploy", f"{name}.py"), ("run", name))
     return {"files": [*files], "next": [shell_line("tau", *words) for words in commands]}
 
@@ -5179,7 +5175,8 @@ class View:
 
     def screen(self, name: str, document: Json, room: int = 0) -> str:
         """A document as labels and painted values, without those that are empty."""
-        head, only, room = [], SHOWN.get(name), room or columns_shown()
+        room = room or (sys.stdout.isatty() and os.get_terminal_size(1).columns) or sys.maxsize
+        head, only = list[str](), SHOWN.get(name)
         if "trace" in document:
             if document.get("retry_at"):  # why it waits
                 document["error"] = document["attempts"][-1]["error"]
@@ -5276,6 +5273,10 @@ class View:
             texts[day["day"]] = [day["day"][5:], *(ends_text(row["past"][number]) for row in rows)]
         return self.grid(texts)
 
+    def truncated(self, cut: Json) -> list[str]:
+        total = f"{cut['total']} or more; more" if "at_least" in cut else f"{cut['total']}; all"
+        return [self.paint(f"{cut['shown']} of {total}: {cut['get']}", "dim")]
+
     def samples(self, samples: Json) -> list[str]:
         rows, head = samples["rows"], f"{samples['step']}, rows {samples['way']}:"
         return [head, *self.rows(rows)] if isinstance(rows, list) else [f"{head} {rows}"]
@@ -5347,14 +5348,7 @@ class View:
         return write_out(text(printable(event)) if self.people else json_text(event, sys.stdout))
 
 
-ATTEMPT = "attempt status started_at duration_ms what"
 PROFILE = "column kind nulls distinct least greatest odd shapes"
-
-
-def cut_words(cut: Json) -> str:
-    """How a list is cut, for a person."""
-    count, how = ("{total} or more", "more") if "at_least" in cut else ("{total}", "all")
-    return f"{{shown}} of {count}; {how}: {{get}}".format_map(cut)
 
 
 #: Key of a document → what paints its value: a function, or the columns of a table.  Others are text.
@@ -5370,7 +5364,7 @@ PAINTERS: dict[str, Any] = {
     " namespace",
     "leaks": "operation scope given told",
     "versions": "version live deployed_at entry actor reason runs last_status",
-    "attempts": lambda view, rows: view.table(rows, ATTEMPT) if rows[1:] else [],
+    "attempts": lambda view, rows: view.table(rows, "attempt status started_at duration_ms what") if rows[1:] else [],
     "risks": "risk file line what",
     "effects": "place resource mode rows against",
     "source": View.numbered,
@@ -5398,7 +5392,7 @@ PAINTERS: dict[str, Any] = {
     "lines": lambda view, lines: itertools.chain(*(view.log_text(line).split("\n") for line in lines)),
     "unfinished": lambda view, rows: (f"{'…':>15} {row['message']}" for row in rows),
     "events": lambda view, events: map(view.fact, events),
-    "truncated": lambda view, cut: [view.paint(cut_words(cut), "dim")],
+    "truncated": View.truncated,
 }
 #: First character of a line of a diff → its style.
 DIFF = {"+": "success", "-": "failed", "@": "dim"}
@@ -5557,11 +5551,6 @@ def change_text(value: Any) -> str:
 
 def single_line(text: str, width: int = sys.maxsize) -> str:
     return cut_text(text.replace("\n", " ⏎ ").replace("\t", " "), width)
-
-
-def columns_shown() -> int:
-    """How many columns there are: without a terminal, any number."""
-    return (sys.stdout.isatty() and os.get_terminal_size(1).columns) or sys.maxsize
 
 
 def shrink(widths: dict[str, int], room: int) -> None:
