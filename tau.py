@@ -1669,7 +1669,7 @@ class Operation:
             argument = self.arguments[name]
             if value is not None and value is not False:
                 words += [] if argument.positional else [argument.flags[0]]
-                words += [] if value is True else [value]
+                words += [] if value is True else value if isinstance(value, list) else [value]
         return shell_line("tau", *words)
 
     def required(self) -> list[str]:
@@ -3983,7 +3983,7 @@ def as_error(problem: Exception) -> TauError:
 
 
 def command(words: list[str]) -> int:
-    if words[:1] == [COMPLETE]:
+    if words[:1] == ["__complete"]:  # SCRIPTS add the words up to the cursor, the last one unfinished
         return print_completions(words[1:])
     if (form := output_form(words)) not in ("", "json", "text"):
         raise BadRequest(f"TAU_OUTPUT is '{form}'", "TAU_OUTPUT=json, or TAU_OUTPUT=text")
@@ -4133,11 +4133,10 @@ def ask_for_try(client: Client, name: str, params: Json, view: View) -> Json:
         if "dry_run" in params:
             return next_of_try(ask_live(own, name, params, view), params)
         order = omit(params, ("files", "include", "entry", "times", "allow"))
-        deployed = ask_live(own, "deploy", omit(params, (*order, "times", "allow")), view)
-        names = [pipeline["name"] for pipeline in deployed["pipelines"]]
-        own_names = [name.rpartition("/")[2] for name in names]
-        if params.get("name", own_names[0]) not in own_names or ("name" not in params and len(names) > 1):
-            raise BadRequest("which pipeline of the file is meant?", f"--name: one of {', '.join(own_names)}")
+        deployed = ask_live(own, "deploy", omit(params, ("times", "allow", *order)), view)
+        names = [pipeline["name"].rpartition("/")[2] for pipeline in deployed["pipelines"]]
+        if params.get("name", names[0]) not in names or ("name" not in params and len(names) > 1):
+            raise BadRequest("which pipeline of the file is meant?", f"--name: one of {', '.join(names)}")
         document = ask_for_run(own, "run", {"name": names[0]} | order, view)
         run = {"run_id": document["run_id"]}
         if document.get("waited") is False:
@@ -4155,9 +4154,8 @@ def next_of_try(document: Json, params: Json) -> Json:
     given = {"files": params["files"][0]["from"], "verify": params.get("like"), "take_over": "like" in params}
     which = document.get("pipeline", "").rpartition("/")[2] or None if "like" in params else None
     given |= {"allow": params.get("allow"), "entry": params.get("entry"), "name": params.get("name", which)}
-    include = dict.fromkeys(file["from"] for file in params.get("include", ()))
-    line = OPERATIONS["deploy"].line(given)
-    return document | {"next": [near(f"{line} {shell_line('--include', *include)}" if include else line)]}
+    given["include"] = [*dict.fromkeys(file["from"] for file in params.get("include", ()))] or None
+    return document | {"next": [near(OPERATIONS["deploy"].line(given))]}
 
 
 def ask_for_heal(client: Client, name: str, params: Json, view: View) -> Json:
@@ -4555,7 +4553,7 @@ def root_of(main: str) -> str:
 def files_in(folder: str, links: Collection[str], above: Sequence[str] = ()) -> Iterator[str]:
     """Finds all files below a folder, except hidden files, caches, virtual environments, and these *links*.
 
-    *above* are the folders that it was found through.
+    *above* are the folders that it was found through; BadRequest for a link that leads around or out of them.
     """
     above = (*above, os.path.realpath(folder))
     for name in sorted(os.listdir(folder)):
@@ -4564,17 +4562,12 @@ def files_in(folder: str, links: Collection[str], above: Sequence[str] = ()) -> 
         if is_hidden or os.path.exists(os.path.join(path, "pyvenv.cfg")) or os.path.abspath(path) in links:
             continue
         if os.path.islink(path):
-            check_link(path, above)
+            target = os.path.realpath(path)
+            if target in above:
+                raise BadRequest(f"{path} is a link that leads back to a folder that it is in", "remove it")
+            if not target.startswith(os.path.join(above[0], "")):
+                raise BadRequest(f"{path} is a link that leads out of the folder, to {target}", include=path)
         yield from files_in(path, links, above) if os.path.isdir(path) else [path]
-
-
-def check_link(path: str, above: Sequence[str]) -> None:
-    """Raises BadRequest for a link, found through the folders *above*, that leads around or out of them."""
-    target = os.path.realpath(path)
-    if target in above:
-        raise BadRequest(f"{path} is a link that leads back to a folder that it is in", "remove it")
-    if not target.startswith(os.path.join(above[0], "")):
-        raise BadRequest(f"{path} is a link that leads out of the folder, to {target}", include=path)
 
 
 def read_file(path: str, name: str) -> Json:
@@ -4588,10 +4581,6 @@ def read_file(path: str, name: str) -> Json:
     return {"path": name, "base64": base64.b64encode(content).decode("ascii")}
 
 
-#: The hidden command that SCRIPTS call with the words up to the cursor, the last one unfinished.
-COMPLETE = "__complete"
-#: A word and its meaning.
-Offer = tuple[str, str]
 #: An offer that makes the shell offer paths.
 PATHS = (":files", "")
 #: Stands for the unfinished word: argparse gives it to the argument at the cursor.
@@ -4609,8 +4598,8 @@ def print_completions(words: list[str]) -> int:
     return 0
 
 
-def offers_for(words: list[str]) -> list[Offer]:
-    """Returns offers that begin like the last word.  BadRequest if there is no such command."""
+def offers_for(words: list[str]) -> list[tuple[str, str]]:
+    """Returns words that begin like the last one, and their meanings.  BadRequest if there is no such command."""
     before = [word for word in words[:-1] if word not in ("=", "-h", "--help")]  # bash breaks words at `=`
     head, current = "", words[-1].removeprefix("=")
     if current.startswith("--") and "=" in current:
@@ -4636,7 +4625,7 @@ def offers_for(words: list[str]) -> list[Offer]:
     return [(head + word, meaning) for word, meaning in offers if word.startswith(current)]
 
 
-def values_for(place: str, name: str, given: Json) -> list[Offer]:
+def values_for(place: str, name: str, given: Json) -> list[tuple[str, str]]:
     """Returns what an argument of a command, or a common option, may be."""
     if place in CHOICES:
         return [(word, "") for word in CHOICES[place]]
@@ -4885,6 +4874,7 @@ def change_file(path: str, edit: Callable[[str], str]) -> bool:
 # Owns `tau doctor`: its checks, and their remedies.  Calls Part I, Terminal and Client.
 # Promises to change nothing except by its own pipeline, and to name a remedy for each trouble.
 
+SEE_LOG = "see the log of taud"
 CANARY_S = 30.0
 CANARY_SOURCE = """
 import time
@@ -5112,9 +5102,6 @@ def try_everything(client: Client, patient: Patient) -> list[Json]:
             return try_canary(own, "in a home that was thrown away")
     except TauError as problem:
         return [check_row("canary", ("fail", f"a daemon does not even start: {problem}", problem.hint or SEE_LOG))]
-
-
-SEE_LOG = "see the log of taud"
 
 
 def try_canary(client: Client, where: str) -> list[Json]:
@@ -9131,10 +9118,8 @@ def document_schema(*kinds: str) -> Json:
     """Returns the schema of a kind, with all that it refers to; for several kinds, only these parts."""
     parts: Json = {}
     schemas = [schema_of(kind, parts) for kind in kinds]
-    return {"$schema": DIALECT, **(schemas[0] if len(schemas) == 1 else {}), "$defs": parts}
-
-
-DIALECT = "https://json-schema.org/draft/2020-12/schema"
+    dialect = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": dialect, **(schemas[0] if len(schemas) == 1 else {}), "$defs": parts}
 
 
 def answer_of(entry: Operation) -> str:
@@ -25168,8 +25153,8 @@ class Dashboard:
         self.cookie = f"tau_{digest_key(daemon.home).hex()[:12]}"
         rows = daemon.store.ask.remembered("sessions") or []
         self.sessions = {row["sha256"]: Session(self.keys, row) for row in rows}  # by the digest of the cookie
-        digests = (base64.b64encode(digest_key(text)).decode() for text in (PAGE_JS, PAGE_CSS))
-        self.policy = "Content-Security-Policy: " + POLICY.format(*digests)
+        digests = [base64.b64encode(digest_key(text)).decode() for text in (PAGE_JS, PAGE_CSS)]
+        self.headers = [header.format(*digests) for header in PAGE_HEADERS]
         text = PAGE_HTML.replace("<style>", f"<style>{PAGE_CSS}", 1).replace("<script>", f"<script>{PAGE_JS}", 1)
         self.text = text.encode()
 
@@ -25223,7 +25208,7 @@ class Dashboard:
             await self.daemon.store.write(self.daemon.store.remember, "sessions", rows)
 
     async def show(self, exchange: Exchange, head: Head, session: Session | None) -> None:
-        exchange.respond(self.text, "text/html; charset=utf-8", 200, self.policy, *PAGE_HEADERS)
+        exchange.respond(self.text, "text/html; charset=utf-8", 200, *self.headers)
 
     async def log_in(self, exchange: Exchange, head: Head, session: Session | None) -> None:
         given, remote, now = await self.read(exchange, head), exchange.peer.remote, time.time()
@@ -25324,12 +25309,11 @@ def sent_event(kind: str, document: Json, seq: int | None = None) -> bytes:
     return b"event: %b\n%bdata: %b\n\n" % (kind.encode(), number, json_bytes(document))
 
 
-#: What the page may do: run its own script, use its own style, and ask where it came from.
-POLICY = (
-    "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; img-src data:; connect-src 'self'; "
-    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types"
-)
+#: The first says what the page may do: run its own script, use its own style, and ask where it came from.
 PAGE_HEADERS = (
+    "Content-Security-Policy: default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; img-src data:; "
+    "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; "
+    "require-trusted-types-for 'script'; trusted-types",
     "Referrer-Policy: no-referrer",
     "Cross-Origin-Opener-Policy: same-origin",
     "Cross-Origin-Resource-Policy: same-origin",
