@@ -3963,7 +3963,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def outcome_of(words: list[str]) -> int:
-    """Runs a command line, reports what goes wrong and returns the exit code."""
     try:
         return command(words)
     except SystemExit:
@@ -4082,7 +4081,7 @@ def ask_live(client: Client, name: str, params: Json, view: View) -> Json:
 
 
 def ask_for_run(client: Client, name: str, params: Json, view: View) -> Json:
-    """Returns the document of a run.  Its key makes the request repeatable."""
+    """A key makes the request repeatable."""
     document = ask_live(client, name, {"key": os.urandom(12).hex()} | params, view)
     if "key" not in params:
         document.pop("deduplicated", None)
@@ -4626,7 +4625,6 @@ def offers_for(words: list[str]) -> list[tuple[str, str]]:
 
 
 def values_for(place: str, name: str, given: Json) -> list[tuple[str, str]]:
-    """Returns what an argument of a command, or a common option, may be."""
     if place in CHOICES:
         return [(word, "") for word in CHOICES[place]]
     kind = (COMMON[place] if place in COMMON else SHELL_COMMANDS[name].arguments[place]).kind
@@ -4857,13 +4855,11 @@ def change_file(path: str, edit: Callable[[str], str]) -> bool:
         try:
             text = read_text(place, shell_line("ls", "-l", place), missing="")
             edited = edit(text)
-            if edited == text:
-                return False
-            if edited:
-                replace_file(place, edited.encode("utf-8"))
-            else:
+            if edited == "":
                 remove_file(place)
-            return True
+            elif edited != text:
+                replace_file(place, edited.encode("utf-8"))
+            return edited != text
         finally:
             os.close(lock)
     except OSError as problem:
@@ -5048,7 +5044,6 @@ class Patient:
         return daemon
 
     def look_at_tasks(self) -> Finding:
-        """Checks whether a task of the daemon had to be started again."""
         failures = [f"{row['task']} failed: {row['error']}" for row in self.status.get("task_failures", ())]
         if failures:
             return "warn", "; ".join(failures), "report it with the traceback in taud's log"
@@ -5094,7 +5089,6 @@ CANARY_DEEDS: tuple[tuple[str, str, Json, str], ...] = (
 
 
 def try_everything(client: Client, patient: Patient) -> list[Json]:
-    """Makes the checks that need a pipeline, in the daemon or in a throw-away one."""
     if patient.status and not client.read_only:
         return try_canary(client, "in the daemon")
     try:
@@ -5229,7 +5223,7 @@ class View:
         return lines + ["  ".join(self.paint(text, text.strip()) for text in row).rstrip() for row in body]
 
     def rows(self, rows: list[Json]) -> list[str]:
-        """A user's rows, whose columns have any names."""
+        """A user's rows."""
         names = dict.fromkeys(name for row in rows for name in row)
         return self.grid({name: [name, *(single_line(plain(row.get(name))) for row in rows)] for name in names})
 
@@ -5242,7 +5236,6 @@ class View:
         return self.table(rows, "name accepts default") if rows else ["none"]
 
     def numbered(self, source: Json) -> list[str]:
-        """The name of a file and its numbered lines."""
         return [source["file"], *(cut_text(line, self.room) for line in source["lines"])]
 
     def changes(self, changed: Json) -> list[str]:
@@ -5319,7 +5312,6 @@ class View:
         return self.paint(text.replace("\n", "\n" + " " * 21), line["level"])  # it cannot fake another line
 
     def fact(self, event: Json) -> str:
-        """An event of the ledger as a line."""
         about = "  ".join(event[key] for key in ("pipeline", "run_id", "actor", "reason") if event[key])
         text = f"{local_time(event['at'])} {event['type']:<19} {about} {fields_text({'fields': event['data']})}"
         return self.paint(single_line(text), str(event["data"].get("status")))
@@ -5475,7 +5467,6 @@ class Live:
         return ""
 
     def status(self) -> str:
-        """The line that is drawn anew: how long, what, how far."""
         words = [duration_text(int(max(time.time() - self.began, 0))), self.doing or next(reversed(self.steps), "")]
         if self.progress:
             begin = self.steps.get(self.progress["step"], self.began)
@@ -5653,7 +5644,6 @@ class Client:
         raise unavailable("lost")
 
     def connect(self) -> Channel:
-        """Opens a connection that the daemon accepts; Unavailable if it cannot."""
         address = Address(self.peer.address)
         context = client_tls(self.peer) if address.secure else None
         try:
@@ -8351,7 +8341,6 @@ RUN_TOOL = "run_"
 
 @functools.cache
 def tool(name: str) -> Json:
-    """Describes one of TOOLS as the protocol wants it."""
     (words, text), entry = TOOLS[name], OPERATIONS.get(name)
     effect = entry.effect if entry else "destroys" if name == "change" else "reads"
     known = entry.arguments if entry else {}
@@ -8800,7 +8789,6 @@ things are, `tau COMMAND --help` explains a command. Before you write a pipeline
 
 
 def interface(operation: str | None, word: str | None, document: str | None) -> Json:
-    """What `tau schema` prints."""
     if operation and document:
         raise BadRequest("an operation, or a document?", "ask for one of them")
     known: dict[str, Any] = ANSWERS | shapes() if document else SHELL_COMMANDS | LOCAL_COMMANDS | OPERATIONS
@@ -9059,7 +9047,6 @@ def shapes() -> dict[str, Any]:
 
 
 def usual_kind(word: str) -> str:
-    """Returns the kind of a field that has only its word."""
     kinds = [kind for kind, words in WORD_KINDS.items() if word in words.split()]
     return next(iter(kinds + [kind for end, kind in END_KINDS.items() if word.endswith(end)]), "text")
 
@@ -25159,7 +25146,6 @@ class Dashboard:
         self.text = text.encode()
 
     async def answer(self, exchange: Exchange, head: Head) -> None:
-        """Answers a browser."""
         peer, (work, *methods) = exchange.peer, ROUTES[head.path]
         self.check_origin(head, peer.secure)
         head.demand(*methods)
