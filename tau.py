@@ -8255,8 +8255,7 @@ class Mcp:
             await self.exposed()
         except TauError as problem:
             text += f"\nNo daemon answers now: {problem}. {problem.hint}"
-        about = {"supportedVersions": [MODERN, *LEGACY], "capabilities": {"tools": {}}, "instructions": text}
-        return about | CACHED
+        return {"supportedVersions": [MODERN, *LEGACY], "capabilities": {"tools": {}}, "instructions": text} | CACHED
 
     async def list_tools(self, params: Json) -> Json:
         tools = [*map(tool, TOOLS)]
@@ -8299,10 +8298,10 @@ class Mcp:
         else:
             raise NotFound(f"no tool '{name}'", "tools/list lists all")
         if method not in OPERATIONS:
-            read = read_command(given.get("command") or f"help {given.get('topic', '')}")
+            read = read_command(given.get("command") or f"help {given.get('topic', '')}", name == "look")
             if isinstance(read, str):
                 return read, False
-            method, given = to_operation(*read, reads_only=name == "look")
+            method, given = read
         if method in ("run", "retry", "wait") and given.get("timeout") is None:
             given = given | {"timeout": TOOL_WAIT_S}
         document = await self.ask(method, omit(given, ("fields",)))
@@ -8363,8 +8362,16 @@ def described(name: str, text: str, schema: Json, effect: str) -> Json:
     return {"name": name, "description": text, "inputSchema": schema, "annotations": hints}
 
 
-def read_command(text: str) -> tuple[str, Json] | str:
-    """Reads a command line; returns the command and its options, or the page of help that it asks for."""
+def is_for_models(entry: Operation) -> bool:
+    """Whether a command reads neither files nor a secret from stdin, and opens nothing for a person."""
+    return "files" not in entry.arguments and entry.name not in ("secret_set", "open")
+
+
+def read_command(text: str, reads_only: bool) -> tuple[str, Json] | str:
+    """Reads a command line; returns its operation with the arguments, or the page of help that it asks for.
+
+    No file of this machine is touched.
+    """
     if len(text) > COMMAND_MAX:
         raise BadRequest(f"a command has at most {COMMAND_MAX:,} characters", "the tools run and schedule take params")
     try:
@@ -8375,28 +8382,17 @@ def read_command(text: str) -> tuple[str, Json] | str:
         return printed.getvalue()
     except ValueError as problem:
         raise BadRequest(f"{problem}: {cut_text(text, WORD_MAX)}", "quote words as in a shell") from None
-    if name != "help":
-        return name, options
-    return manual_page(options["topic"]) if "topic" in options else page("")
-
-
-def is_for_models(entry: Operation) -> bool:
-    """Whether a command reads neither files nor a secret from stdin, and opens nothing for a person."""
-    return "files" not in entry.arguments and entry.name not in ("secret_set", "open")
-
-
-def to_operation(name: str, options: Json, reads_only: bool) -> tuple[str, Json]:
-    """Returns the operation of a command and its arguments; no file of this machine is touched."""
-    entry = SHELL_COMMANDS.get(name)
-    if entry is None or entry.name not in OPERATIONS or not is_for_models(entry):
-        hint = f"the tool {entry.name} takes files as text" if entry and entry.name in TOOLS else "the tool help"
+    if name == "help":
+        return manual_page(options["topic"]) if "topic" in options else page("")
+    entry = SHELL_COMMANDS[name]
+    if entry.name not in OPERATIONS or not is_for_models(entry):
+        hint = f"the tool {entry.name} takes files as text" if entry.name in TOOLS else "the tool help"
         raise BadRequest(f"'{name}' is for a person's shell", hint)
     if reads_only and entry.effect != "reads":
         raise Forbidden(f"`tau {entry.words}` does not only read", "give it to the tool change")
     if elsewhere := without_none(daemon_asked(options)):
-        raise BadRequest(
-            f"--{next(iter(elsewhere))}: this speaks to one daemon", "leave it out, or configure a second server"
-        )
+        hint = "leave it out, or configure a second server"
+        raise BadRequest(f"--{next(iter(elsewhere))}: this speaks to one daemon", hint)
     arguments = {}
     for key, value in omit(options, (*COMMON, "follow", "raw")).items():
         argument = entry.arguments[key]
