@@ -5692,11 +5692,11 @@ class Channel:
 
     proven = spent = False
     send: Callable[[bytes], None]
-    received: Iterator[bytes]  # the lines that come
+    receive: Callable[[], Iterator[bytes]]  # yields lines
     end_s = SILENCE_S  # how long the daemon may take to end the connection
 
     def __init__(self, connection: _socket.socket) -> None:
-        self.socket = connection
+        self.socket, self.received = connection, self.receive()
 
     def close(self) -> None:
         self.socket.close()
@@ -5734,10 +5734,6 @@ class Lined(Channel):
     """A connection that carries lines."""
 
     proven = True
-
-    def __init__(self, connection: _socket.socket) -> None:
-        super().__init__(connection)
-        self.received = self.receive()
 
     def send(self, request: bytes) -> None:
         """Ignores failures: receive() yields what the daemon said before it closed."""
@@ -9042,11 +9038,6 @@ def shapes() -> dict[str, Any]:
     return kinds
 
 
-def usual_kind(word: str) -> str:
-    kinds = [kind for kind, words in WORD_KINDS.items() if word in words.split()]
-    return next(iter(kinds + [kind for end, kind in END_KINDS.items() if word.endswith(end)]), "text")
-
-
 def fields_of(document: str) -> dict[str, tuple[str, bool]]:
     """Returns word → its kind, and whether it is always there."""
     members: dict[str, tuple[str, bool]] = {}
@@ -9057,7 +9048,9 @@ def fields_of(document: str) -> dict[str, tuple[str, bool]]:
             others = fields_of(word[1:])
             members |= {other: (kind, always and name == word) for other, (kind, always) in others.items()}
         else:
-            members[word] = kind or usual_kind(word), name == word
+            usual = [kind for kind, words in WORD_KINDS.items() if word in words.split()]
+            usual += [kind for end, kind in END_KINDS.items() if word.endswith(end)]
+            members[word] = kind or next(iter(usual), "text"), name == word
     return members
 
 
