@@ -4067,8 +4067,7 @@ def exit_of(name: str, document: Json) -> int:
     runs = document.get("runs", [document]) if name in ("run", "retry", "wait", "try") else ()
     if any(run.get("waited") is False for run in runs):
         return 7
-    bad = (*FAILURES, "cancelled")
-    return int(document.get("agree") is False or any(run["status"] in bad for run in runs))
+    return int(document.get("agree") is False or any(run["status"] in (*FAILURES, "cancelled") for run in runs))
 
 
 def ask_live(client: Client, name: str, params: Json, view: View) -> Json:
@@ -4960,8 +4959,7 @@ class Patient:
         now, latest = rfc3339(time.time()), rfc3339(CLOCK_MIN)
         # There may be no store yet; look_at_database() says what is wrong with it.
         with contextlib.suppress(sqlite3.Error), contextlib.closing(read_only(self.database)) as db:
-            newest = db.execute("SELECT (SELECT at FROM events ORDER BY seq DESC LIMIT 1)").fetchone()[0]
-            latest = max(latest, newest or "")
+            latest = max(latest, Sql(db).value("SELECT at FROM events ORDER BY seq DESC LIMIT 1") or "")
         if latest > rfc3339(time.time() + 60):
             return "fail", f"it shows {now}, but {latest} has passed", "set the clock, and let NTP keep it"
         return now
@@ -5008,7 +5006,7 @@ class Patient:
             return f"{path} is for its daemon to read"
         try:
             with contextlib.closing(read_only(path)) as db:
-                schema, damage = db.execute("PRAGMA user_version").fetchone()[0], find_damage(db)
+                schema, damage = Sql(db).value("PRAGMA user_version"), find_damage(db)
         except sqlite3.Error as problem:
             damage = str(problem)
             if getattr(problem, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
@@ -5240,7 +5238,8 @@ class View:
 
     def changes(self, changed: Json) -> list[str]:
         """What differs, a line for each: a value before and now, a diff as it is."""
-        lines = [self.paint(line, DIFF.get(line[:1], "")) for line in changed.get("code", "").splitlines()]
+        styles = {"+": "success", "-": "failed", "@": "dim"}
+        lines = [self.paint(line, styles.get(line[:1], "")) for line in changed.get("code", "").splitlines()]
         texts = (f"{label_of(key)}: {change_text(value)}" for key, value in changed.items() if key != "code")
         return [*(cut_text(text, 400) for text in texts), *lines]
 
@@ -5373,8 +5372,6 @@ PAINTERS: dict[str, Any] = {
     "events": lambda view, events: map(view.fact, events),
     "truncated": View.truncated,
 }
-#: First character of a line of a diff → its style.
-DIFF = {"+": "success", "-": "failed", "@": "dim"}
 #: Command → the keys that a person sees, if not all.
 SHOWN = {"logs": ("lines", "unfinished", "truncated", "log_dropped"), "doctor": ("checks",)}
 SHOWN |= {"why": ("answer", "held", "recent")}
@@ -5423,13 +5420,12 @@ class Live:
             with self.lock:
                 if not self.ended:
                     self.put(f"\x1b[?7l{self.view.paint(single_line(self.status()), 'dim')}\x1b[?7h", end="")
-                    self.drawn = True
 
     def put(self, line: str = "", end: str = "\n") -> None:
         """Prints a line in place of the one that is drawn anew."""
         if self.drawn or line:
             write_out(("\r\x1b[K" if self.drawn else "") + line, end if line else "")
-        self.drawn = False
+        self.drawn = not end
 
     def event(self, event: Json) -> None:
         with self.lock:
@@ -5648,10 +5644,8 @@ class Client:
         context = client_tls(self.peer) if address.secure else None
         try:
             connection = open_socket(address, context)
-        except TauError:  # a rehearsal refuses it
-            raise
-        except OSError as problem:
-            raise no_daemon(problem, address) from None
+        except OSError as problem:  # one of ours is the refusal of a rehearsal
+            raise problem if isinstance(problem, TauError) else no_daemon(problem, address) from None
         try:
             return self.enter(connection, address)
         except BaseException:
