@@ -4028,6 +4028,9 @@ def commands_there(value: Any, asked: Json, key: str = "") -> Any:
 
 #: Keys of answers whose values are a user's, or are of a user's rows.
 USERS_OWN = ("result", "params", "state", "rows", "samples", "data", "facts", "locals", "values", "lines", "schema")
+#: What `tau` alone tells a program.
+GLANCE = "at,daemon,runs,paused.paused_at,incidents,ticks,missing_secrets,next"
+GLANCE_BYTES = 1_000
 
 
 def print_glance() -> int:
@@ -4039,10 +4042,6 @@ def print_glance() -> int:
             document[key].pop()
     write_out(encode_json(document))
     return 0
-
-
-GLANCE = "at,daemon,runs,paused.paused_at,incidents,ticks,missing_secrets,next"
-GLANCE_BYTES = 1_000
 
 
 def near(command: str) -> str:
@@ -4923,12 +4922,12 @@ class Patient:
         self.config = self.status["config"] if self.status else find_config(None, self.home)
         self.settings, self.wrong = attempt(lambda: read_settings({}, self.config))
         self.database = database_path(self.settings.get("url", "sqlite:///tau.db"), self.home)
-        uid = os.stat(self.home).st_uid if os.path.exists(self.home) else os.geteuid()
-        #: To whom what is in the home must belong: whose daemon answers, else who asks.
-        self.owner = uid if self.status else os.geteuid()
-        self.is_visitor = self.owner != os.geteuid()
         while not os.path.exists(self.place):  # what there is of its path: it is on another machine, or not made yet
             self.place = os.path.dirname(self.place)
+        self.is_served = bool(self.status) and self.place == self.home  # by a daemon of this machine
+        #: To whom what is in the home must belong: whose daemon answers, else who asks.
+        self.owner = os.stat(self.home).st_uid if self.is_served else os.geteuid()
+        self.is_visitor = self.owner != os.geteuid()
 
     def look_at_home(self) -> Finding:
         home = self.home
@@ -5049,7 +5048,7 @@ class Patient:
 
     def look_at_fork_server(self) -> Finding:
         pid = next((row["pid"] for row in self.status.get("processes", ()) if row["role"] == "fork server"), None)
-        if self.status and self.place == self.home and (pid is None or process_started(pid) is None):
+        if self.is_served and (pid is None or process_started(pid) is None):
             return "fail", "it is dead", "taud starts another within a second; if not, see its log"
         return f"pid {pid}" if self.status else "no daemon, no fork server"
 
