@@ -3955,22 +3955,19 @@ def delay_of(pipeline: str, jitter_s: float) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the `tau` command and returns its exit code, as in EXITS."""
     open_standard_descriptors()
-    code = outcome_of(sys.argv[1:] if argv is None else [*argv])
+    words = sys.argv[1:] if argv is None else [*argv]
+    try:
+        code = command(words)
+    except SystemExit:
+        code = 0  # argparse has printed a page of help, or nobody reads what is followed
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as problem:
+        code = complain(as_error(problem), words)
     if argv is not None:
         return code
     flush_outputs()  # the answer is flushed already, or its failure reported
     os._exit(code)  # the interpreter's own end would take a fifth of our time
-
-
-def outcome_of(words: list[str]) -> int:
-    try:
-        return command(words)
-    except SystemExit:
-        return 0  # argparse has printed a page of help, or nobody reads what is followed
-    except KeyboardInterrupt:
-        return 130
-    except Exception as problem:
-        return complain(as_error(problem), words)
 
 
 def as_error(problem: Exception) -> TauError:
