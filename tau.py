@@ -4257,7 +4257,7 @@ def write_files(folder: str, files: Sources, force: bool) -> Json:
         hint = "--force replaces files that differ, but no link or folder; or give another directory"
         raise Conflict(f"these are there and differ: {', '.join(dict.fromkeys(wrong))[:1000]}", hint)
     for place, content in written.items():
-        os.makedirs(os.path.dirname(place), exist_ok=True)
+        os.makedirs(os.path.dirname(place) or os.curdir, exist_ok=True)
         remove_file(place)
         with open(place, "xb") as file:
             file.write(content)
@@ -4299,7 +4299,7 @@ def init(desk: Desk, name: str = "my_pipeline") -> Json:
         raise BadRequest(f"a function cannot have the name '{name}'", hint)
     if there := [path for path in files if os.path.lexists(path)]:
         raise Conflict(f"{', '.join(there)[:300]}: there already", hint)
-    write_files(os.curdir, {path: text.encode() for path, text in files.items()}, False)
+    write_files("", {path: text.encode() for path, text in files.items()}, False)
     commands = (("try", f"{name}.py"), ("deploy", f"{name}.py"), ("run", name))
     return {"files": [*files], "next": [shell_line("tau", *words) for words in commands]}
 
