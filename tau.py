@@ -1654,7 +1654,7 @@ class Operation:
             argument = self.arguments[name]
             if value is not None and value is not False:
                 words += [] if argument.positional else [argument.flags[0]]
-                words += [] if value is True else [value]
+                words += [] if value is True else value if isinstance(value, list) else [value]
         return shell_line("tau", *words)
 
     def required(self) -> list[str]:
@@ -3899,23 +3899,19 @@ def delay_of(pipeline: str, jitter_s: float) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the `tau` command and returns its exit code, as in EXITS."""
     open_standard_descriptors()
-    code = outcome_of(sys.argv[1:] if argv is None else [*argv])
+    words = sys.argv[1:] if argv is None else [*argv]
+    try:
+        code = command(words)
+    except SystemExit:
+        code = 0  # argparse has printed a page of help, or nobody reads what is followed
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as problem:
+        code = complain(as_error(problem), words)
     if argv is not None:
         return code
     flush_outputs()  # the answer is flushed already, or its failure reported
     os._exit(code)  # the interpreter's own end would take a fifth of our time
-
-
-def outcome_of(words: list[str]) -> int:
-    """Runs a command line, reports what goes wrong and returns the exit code."""
-    try:
-        return command(words)
-    except SystemExit:
-        return 0  # argparse has printed a page of help, or nobody reads what is followed
-    except KeyboardInterrupt:
-        return 130
-    except Exception as problem:
-        return complain(as_error(problem), words)
 
 
 def as_error(problem: Exception) -> TauError:
@@ -3927,7 +3923,7 @@ def as_error(problem: Exception) -> TauError:
 
 
 def command(words: list[str]) -> int:
-    if words[:1] == [COMPLETE]:
+    if words[:1] == ["__complete"]:  # SCRIPTS add the words up to the cursor, the last one unfinished
         return print_completions(words[1:])
     if (form := output_form(words)) not in ("", "json", "text"):
         raise BadRequest(f"TAU_OUTPUT is '{form}'", "TAU_OUTPUT=json, or TAU_OUTPUT=text")
@@ -3960,21 +3956,22 @@ def command(words: list[str]) -> int:
     return exit_of(chosen.name, document)
 
 
-def commands_there(value: Any, asked: Json) -> Any:
-    """Does so for all commands in an answer, and leaves alone what is a user's."""
-    if isinstance(value, list):
-        return [commands_there(item, asked) for item in value]
-    if not isinstance(value, dict):
+def commands_there(value: Any, asked: Json, key: str = "") -> Any:
+    """As spoken_there(), for all commands in an answer, or below a key of it; leaves alone what is a user's."""
+    if key in USERS_OWN or not value:
         return value
-    told = {key: commands_there(item, asked) for key, item in value.items() if key not in USERS_OWN}
-    for key in ("next", "get", "hint", "remedy"):
-        if isinstance(it := told.get(key), (str, list)):
-            told[key] = [spoken_there(text, asked) for text in it] if isinstance(it, list) else spoken_there(it, asked)
-    return value | told
+    if isinstance(value, dict):
+        return {name: commands_there(item, asked, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [commands_there(item, asked, key) for item in value]
+    return spoken_there(value, asked) if key in ("next", "get", "hint", "remedy") and type(value) is str else value
 
 
 #: Keys of answers whose values are a user's, or are of a user's rows.
 USERS_OWN = ("result", "params", "state", "rows", "samples", "data", "facts", "locals", "values", "lines", "schema")
+#: What `tau` alone tells a program.
+GLANCE = "at,daemon,runs,paused.paused_at,incidents,ticks,missing_secrets,next"
+GLANCE_BYTES = 1_000
 
 
 def print_glance() -> int:
@@ -3986,10 +3983,6 @@ def print_glance() -> int:
             document[key].pop()
     write_out(encode_json(document))
     return 0
-
-
-GLANCE = "at,daemon,runs,paused.paused_at,incidents,ticks,missing_secrets,next"
-GLANCE_BYTES = 1_000
 
 
 def near(command: str) -> str:
@@ -4014,8 +4007,7 @@ def exit_of(name: str, document: Json) -> int:
     runs = document.get("runs", [document]) if name in ("run", "retry", "wait", "try") else ()
     if any(run.get("waited") is False for run in runs):
         return 7
-    bad = (*FAILURES, "cancelled")
-    return int(document.get("agree") is False or any(run["status"] in bad for run in runs))
+    return int(document.get("agree") is False or any(run["status"] in (*FAILURES, "cancelled") for run in runs))
 
 
 def ask_live(client: Client, name: str, params: Json, view: View) -> Json:
@@ -4028,7 +4020,7 @@ def ask_live(client: Client, name: str, params: Json, view: View) -> Json:
 
 
 def ask_for_run(client: Client, name: str, params: Json, view: View) -> Json:
-    """Returns the document of a run.  Its key makes the request repeatable."""
+    """A key makes the request repeatable."""
     document = ask_live(client, name, {"key": os.urandom(12).hex()} | params, view)
     if "key" not in params:
         document.pop("deduplicated", None)
@@ -4079,11 +4071,10 @@ def ask_for_try(client: Client, name: str, params: Json, view: View) -> Json:
         if "dry_run" in params:
             return next_of_try(ask_live(own, name, params, view), params)
         order = omit(params, ("files", "include", "entry", "times", "allow"))
-        deployed = ask_live(own, "deploy", omit(params, (*order, "times", "allow")), view)
-        names = [pipeline["name"] for pipeline in deployed["pipelines"]]
-        own_names = [name.rpartition("/")[2] for name in names]
-        if params.get("name", own_names[0]) not in own_names or ("name" not in params and len(names) > 1):
-            raise BadRequest("which pipeline of the file is meant?", f"--name: one of {', '.join(own_names)}")
+        deployed = ask_live(own, "deploy", omit(params, ("times", "allow", *order)), view)
+        names = [pipeline["name"].rpartition("/")[2] for pipeline in deployed["pipelines"]]
+        if params.get("name", names[0]) not in names or ("name" not in params and len(names) > 1):
+            raise BadRequest("which pipeline of the file is meant?", f"--name: one of {', '.join(names)}")
         document = ask_for_run(own, "run", {"name": names[0]} | order, view)
         run = {"run_id": document["run_id"]}
         if document.get("waited") is False:
@@ -4101,9 +4092,8 @@ def next_of_try(document: Json, params: Json) -> Json:
     given = {"files": params["files"][0]["from"], "verify": params.get("like"), "take_over": "like" in params}
     which = document.get("pipeline", "").rpartition("/")[2] or None if "like" in params else None
     given |= {"allow": params.get("allow"), "entry": params.get("entry"), "name": params.get("name", which)}
-    include = dict.fromkeys(file["from"] for file in params.get("include", ()))
-    line = OPERATIONS["deploy"].line(given)
-    return document | {"next": [near(f"{line} {shell_line('--include', *include)}" if include else line)]}
+    given["include"] = [*dict.fromkeys(file["from"] for file in params.get("include", ()))] or None
+    return document | {"next": [near(OPERATIONS["deploy"].line(given))]}
 
 
 def ask_for_heal(client: Client, name: str, params: Json, view: View) -> Json:
@@ -4211,7 +4201,7 @@ def write_files(folder: str, files: Sources, force: bool) -> Json:
         hint = "--force replaces files that differ, but no link or folder; or give another directory"
         raise Conflict(f"these are there and differ: {', '.join(dict.fromkeys(wrong))[:1000]}", hint)
     for place, content in written.items():
-        os.makedirs(os.path.dirname(place), exist_ok=True)
+        os.makedirs(os.path.dirname(place) or os.curdir, exist_ok=True)
         remove_file(place)
         with open(place, "xb") as file:
             file.write(content)
@@ -4253,9 +4243,7 @@ def init(desk: Desk, name: str = "my_pipeline") -> Json:
         raise BadRequest(f"a function cannot have the name '{name}'", hint)
     if there := [path for path in files if os.path.lexists(path)]:
         raise Conflict(f"{', '.join(there)[:300]}: there already", hint)
-    for path, text in files.items():
-        with open(path, "x", encoding="utf-8") as file:
-            file.write(text)
+    write_files("", {path: text.encode() for path, text in files.items()}, False)
     commands = (("try", f"{name}.py"), ("deploy", f"{name}.py"), ("run", name))
     return {"files": [*files], "next": [shell_line("tau", *words) for words in commands]}
 
@@ -4503,7 +4491,7 @@ def root_of(main: str) -> str:
 def files_in(folder: str, links: Collection[str], above: Sequence[str] = ()) -> Iterator[str]:
     """Finds all files below a folder, except hidden files, caches, virtual environments, and these *links*.
 
-    *above* are the folders that it was found through.
+    *above* are the folders that it was found through; BadRequest for a link that leads around or out of them.
     """
     above = (*above, os.path.realpath(folder))
     for name in sorted(os.listdir(folder)):
@@ -4512,17 +4500,12 @@ def files_in(folder: str, links: Collection[str], above: Sequence[str] = ()) -> 
         if is_hidden or os.path.exists(os.path.join(path, "pyvenv.cfg")) or os.path.abspath(path) in links:
             continue
         if os.path.islink(path):
-            check_link(path, above)
+            target = os.path.realpath(path)
+            if target in above:
+                raise BadRequest(f"{path} is a link that leads back to a folder that it is in", "remove it")
+            if not target.startswith(os.path.join(above[0], "")):
+                raise BadRequest(f"{path} is a link that leads out of the folder, to {target}", include=path)
         yield from files_in(path, links, above) if os.path.isdir(path) else [path]
-
-
-def check_link(path: str, above: Sequence[str]) -> None:
-    """Raises BadRequest for a link, found through the folders *above*, that leads around or out of them."""
-    target = os.path.realpath(path)
-    if target in above:
-        raise BadRequest(f"{path} is a link that leads back to a folder that it is in", "remove it")
-    if not target.startswith(os.path.join(above[0], "")):
-        raise BadRequest(f"{path} is a link that leads out of the folder, to {target}", include=path)
 
 
 def read_file(path: str, name: str) -> Json:
@@ -4536,10 +4519,6 @@ def read_file(path: str, name: str) -> Json:
     return {"path": name, "base64": base64.b64encode(content).decode("ascii")}
 
 
-#: The hidden command that SCRIPTS call with the words up to the cursor, the last one unfinished.
-COMPLETE = "__complete"
-#: A word and its meaning.
-Offer = tuple[str, str]
 #: An offer that makes the shell offer paths.
 PATHS = (":files", "")
 #: Stands for the unfinished word: argparse gives it to the argument at the cursor.
@@ -4557,8 +4536,8 @@ def print_completions(words: list[str]) -> int:
     return 0
 
 
-def offers_for(words: list[str]) -> list[Offer]:
-    """Returns offers that begin like the last word.  BadRequest if there is no such command."""
+def offers_for(words: list[str]) -> list[tuple[str, str]]:
+    """Returns words that begin like the last one, and their meanings.  BadRequest if there is no such command."""
     before = [word for word in words[:-1] if word not in ("=", "-h", "--help")]  # bash breaks words at `=`
     head, current = "", words[-1].removeprefix("=")
     if current.startswith("--") and "=" in current:
@@ -4584,8 +4563,7 @@ def offers_for(words: list[str]) -> list[Offer]:
     return [(head + word, meaning) for word, meaning in offers if word.startswith(current)]
 
 
-def values_for(place: str, name: str, given: Json) -> list[Offer]:
-    """Returns what an argument of a command, or a common option, may be."""
+def values_for(place: str, name: str, given: Json) -> list[tuple[str, str]]:
     if place in CHOICES:
         return [(word, "") for word in CHOICES[place]]
     kind = (COMMON[place] if place in COMMON else SHELL_COMMANDS[name].arguments[place]).kind
@@ -4816,13 +4794,11 @@ def change_file(path: str, edit: Callable[[str], str]) -> bool:
         try:
             text = read_text(place, shell_line("ls", "-l", place), missing="")
             edited = edit(text)
-            if edited == text:
-                return False
-            if edited:
-                replace_file(place, edited.encode("utf-8"))
-            else:
+            if edited == "":
                 remove_file(place)
-            return True
+            elif edited != text:
+                replace_file(place, edited.encode("utf-8"))
+            return edited != text
         finally:
             os.close(lock)
     except OSError as problem:
@@ -4833,6 +4809,7 @@ def change_file(path: str, edit: Callable[[str], str]) -> bool:
 # Owns `tau doctor`: its checks, and their remedies.  Calls Part I, Terminal and Client.
 # Promises to change nothing except by its own pipeline, and to name a remedy for each trouble.
 
+SEE_LOG = "see the log of taud"
 CANARY_S = 30.0
 CANARY_SOURCE = """
 import time
@@ -4886,12 +4863,12 @@ class Patient:
         self.config = self.status["config"] if self.status else find_config(None, self.home)
         self.settings, self.wrong = attempt(lambda: read_settings({}, self.config))
         self.database = database_path(self.settings.get("url", "sqlite:///tau.db"), self.home)
-        uid = os.stat(self.home).st_uid if os.path.exists(self.home) else os.geteuid()
-        #: To whom what is in the home must belong: whose daemon answers, else who asks.
-        self.owner = uid if self.status else os.geteuid()
-        self.is_visitor = self.owner != os.geteuid()
         while not os.path.exists(self.place):  # what there is of its path: it is on another machine, or not made yet
             self.place = os.path.dirname(self.place)
+        self.is_served = bool(self.status) and self.place == self.home  # by a daemon of this machine
+        #: To whom what is in the home must belong: whose daemon answers, else who asks.
+        self.owner = os.stat(self.home).st_uid if self.is_served else os.geteuid()
+        self.is_visitor = self.owner != os.geteuid()
 
     def look_at_home(self) -> Finding:
         home = self.home
@@ -4922,8 +4899,7 @@ class Patient:
         now, latest = rfc3339(time.time()), rfc3339(CLOCK_MIN)
         # There may be no store yet; look_at_database() says what is wrong with it.
         with contextlib.suppress(sqlite3.Error), contextlib.closing(read_only(self.database)) as db:
-            newest = db.execute("SELECT (SELECT at FROM events ORDER BY seq DESC LIMIT 1)").fetchone()[0]
-            latest = max(latest, newest or "")
+            latest = max(latest, Sql(db).value("SELECT at FROM events ORDER BY seq DESC LIMIT 1") or "")
         if latest > rfc3339(time.time() + 60):
             return "fail", f"it shows {now}, but {latest} has passed", "set the clock, and let NTP keep it"
         return now
@@ -4970,7 +4946,7 @@ class Patient:
             return f"{path} is for its daemon to read"
         try:
             with contextlib.closing(read_only(path)) as db:
-                schema, damage = db.execute("PRAGMA user_version").fetchone()[0], find_damage(db)
+                schema, damage = Sql(db).value("PRAGMA user_version"), find_damage(db)
         except sqlite3.Error as problem:
             damage = str(problem)
             if getattr(problem, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
@@ -5006,7 +4982,6 @@ class Patient:
         return daemon
 
     def look_at_tasks(self) -> Finding:
-        """Checks whether a task of the daemon had to be started again."""
         failures = [f"{row['task']} failed: {row['error']}" for row in self.status.get("task_failures", ())]
         if failures:
             return "warn", "; ".join(failures), "report it with the traceback in taud's log"
@@ -5014,7 +4989,7 @@ class Patient:
 
     def look_at_fork_server(self) -> Finding:
         pid = next((row["pid"] for row in self.status.get("processes", ()) if row["role"] == "fork server"), None)
-        if self.status and self.place == self.home and (pid is None or process_started(pid) is None):
+        if self.is_served and (pid is None or process_started(pid) is None):
             return "fail", "it is dead", "taud starts another within a second; if not, see its log"
         return f"pid {pid}" if self.status else "no daemon, no fork server"
 
@@ -5052,7 +5027,6 @@ CANARY_DEEDS: tuple[tuple[str, str, Json, str], ...] = (
 
 
 def try_everything(client: Client, patient: Patient) -> list[Json]:
-    """Makes the checks that need a pipeline, in the daemon or in a throw-away one."""
     if patient.status and not client.read_only:
         return try_canary(client, "in the daemon")
     try:
@@ -5060,9 +5034,6 @@ def try_everything(client: Client, patient: Patient) -> list[Json]:
             return try_canary(own, "in a home that was thrown away")
     except TauError as problem:
         return [check_row("canary", ("fail", f"a daemon does not even start: {problem}", problem.hint or SEE_LOG))]
-
-
-SEE_LOG = "see the log of taud"
 
 
 def try_canary(client: Client, where: str) -> list[Json]:
@@ -5123,7 +5094,8 @@ class View:
 
     def screen(self, name: str, document: Json, room: int = 0) -> str:
         """A document as labels and painted values, without those that are empty."""
-        head, only, room = [], SHOWN.get(name), room or columns_shown()
+        room = room or (sys.stdout.isatty() and os.get_terminal_size(1).columns) or sys.maxsize
+        head, only = list[str](), SHOWN.get(name)
         if "trace" in document:
             if document.get("retry_at"):  # why it waits
                 document["error"] = document["attempts"][-1]["error"]
@@ -5189,7 +5161,7 @@ class View:
         return lines + ["  ".join(self.paint(text, text.strip()) for text in row).rstrip() for row in body]
 
     def rows(self, rows: list[Json]) -> list[str]:
-        """A user's rows, whose columns have any names."""
+        """A user's rows."""
         names = dict.fromkeys(name for row in rows for name in row)
         return self.grid({name: [name, *(single_line(plain(row.get(name))) for row in rows)] for name in names})
 
@@ -5202,12 +5174,12 @@ class View:
         return self.table(rows, "name accepts default") if rows else ["none"]
 
     def numbered(self, source: Json) -> list[str]:
-        """The name of a file and its numbered lines."""
         return [source["file"], *(cut_text(line, self.room) for line in source["lines"])]
 
     def changes(self, changed: Json) -> list[str]:
         """What differs, a line for each: a value before and now, a diff as it is."""
-        lines = [self.paint(line, DIFF.get(line[:1], "")) for line in changed.get("code", "").splitlines()]
+        styles = {"+": "success", "-": "failed", "@": "dim"}
+        lines = [self.paint(line, styles.get(line[:1], "")) for line in changed.get("code", "").splitlines()]
         texts = (f"{label_of(key)}: {change_text(value)}" for key, value in changed.items() if key != "code")
         return [*(cut_text(text, 400) for text in texts), *lines]
 
@@ -5219,6 +5191,10 @@ class View:
         for number, day in reversed([*enumerate(about["days"])]):  # the oldest is left out first
             texts[day["day"]] = [day["day"][5:], *(ends_text(row["past"][number]) for row in rows)]
         return self.grid(texts)
+
+    def truncated(self, cut: Json) -> list[str]:
+        total = f"{cut['total']} or more; more" if "at_least" in cut else f"{cut['total']}; all"
+        return [self.paint(f"{cut['shown']} of {total}: {cut['get']}", "dim")]
 
     def samples(self, samples: Json) -> list[str]:
         rows, head = samples["rows"], f"{samples['step']}, rows {samples['way']}:"
@@ -5275,7 +5251,6 @@ class View:
         return self.paint(text.replace("\n", "\n" + " " * 21), line["level"])  # it cannot fake another line
 
     def fact(self, event: Json) -> str:
-        """An event of the ledger as a line."""
         about = "  ".join(event[key] for key in ("pipeline", "run_id", "actor", "reason") if event[key])
         text = f"{local_time(event['at'])} {event['type']:<19} {about} {fields_text({'fields': event['data']})}"
         return self.paint(single_line(text), str(event["data"].get("status")))
@@ -5291,14 +5266,7 @@ class View:
         return write_out(text(printable(event)) if self.people else json_text(event, sys.stdout))
 
 
-ATTEMPT = "attempt status started_at duration_ms what"
 PROFILE = "column kind nulls distinct least greatest odd shapes"
-
-
-def cut_words(cut: Json) -> str:
-    """How a list is cut, for a person."""
-    count, how = ("{total} or more", "more") if "at_least" in cut else ("{total}", "all")
-    return f"{{shown}} of {count}; {how}: {{get}}".format_map(cut)
 
 
 #: Key of a document → what paints its value: a function, or the columns of a table.  Others are text.
@@ -5314,7 +5282,7 @@ PAINTERS: dict[str, Any] = {
     " namespace",
     "leaks": "operation scope given told",
     "versions": "version live deployed_at entry actor reason runs last_status",
-    "attempts": lambda view, rows: view.table(rows, ATTEMPT) if rows[1:] else [],
+    "attempts": lambda view, rows: view.table(rows, "attempt status started_at duration_ms what") if rows[1:] else [],
     "risks": "risk file line what",
     "effects": "place resource mode rows against",
     "source": View.numbered,
@@ -5342,10 +5310,8 @@ PAINTERS: dict[str, Any] = {
     "lines": lambda view, lines: itertools.chain(*(view.log_text(line).split("\n") for line in lines)),
     "unfinished": lambda view, rows: (f"{'…':>15} {row['message']}" for row in rows),
     "events": lambda view, events: map(view.fact, events),
-    "truncated": lambda view, cut: [view.paint(cut_words(cut), "dim")],
+    "truncated": View.truncated,
 }
-#: First character of a line of a diff → its style.
-DIFF = {"+": "success", "-": "failed", "@": "dim"}
 #: Command → the keys that a person sees, if not all.
 SHOWN = {"logs": ("lines", "unfinished", "truncated", "log_dropped"), "doctor": ("checks",)}
 SHOWN |= {"why": ("answer", "held", "recent")}
@@ -5394,13 +5360,12 @@ class Live:
             with self.lock:
                 if not self.ended:
                     self.put(f"\x1b[?7l{self.view.paint(single_line(self.status()), 'dim')}\x1b[?7h", end="")
-                    self.drawn = True
 
     def put(self, line: str = "", end: str = "\n") -> None:
         """Prints a line in place of the one that is drawn anew."""
         if self.drawn or line:
             write_out(("\r\x1b[K" if self.drawn else "") + line, end if line else "")
-        self.drawn = False
+        self.drawn = not end
 
     def event(self, event: Json) -> None:
         with self.lock:
@@ -5438,7 +5403,6 @@ class Live:
         return ""
 
     def status(self) -> str:
-        """The line that is drawn anew: how long, what, how far."""
         words = [duration_text(int(max(time.time() - self.began, 0))), self.doing or next(reversed(self.steps), "")]
         if self.progress:
             begin = self.steps.get(self.progress["step"], self.began)
@@ -5501,11 +5465,6 @@ def change_text(value: Any) -> str:
 
 def single_line(text: str, width: int = sys.maxsize) -> str:
     return cut_text(text.replace("\n", " ⏎ ").replace("\t", " "), width)
-
-
-def columns_shown() -> int:
-    """How many columns there are: without a terminal, any number."""
-    return (sys.stdout.isatty() and os.get_terminal_size(1).columns) or sys.maxsize
 
 
 def shrink(widths: dict[str, int], room: int) -> None:
@@ -5621,15 +5580,12 @@ class Client:
         raise unavailable("lost")
 
     def connect(self) -> Channel:
-        """Opens a connection that the daemon accepts; Unavailable if it cannot."""
         address = Address(self.peer.address)
         context = client_tls(self.peer) if address.secure else None
         try:
             connection = open_socket(address, context)
-        except TauError:  # a rehearsal refuses it
-            raise
-        except OSError as problem:
-            raise no_daemon(problem, address) from None
+        except OSError as problem:  # one of ours is the refusal of a rehearsal
+            raise problem if isinstance(problem, TauError) else no_daemon(problem, address) from None
         try:
             return self.enter(connection, address)
         except BaseException:
@@ -5669,11 +5625,12 @@ class Channel:
     """A connection to a daemon: *proven* once a Tau has answered on it, *spent* when it can carry no more requests."""
 
     proven = spent = False
-    exchange: Callable[[bytes], Iterator[bytes]]
+    send: Callable[[bytes], None]
+    receive: Callable[[], Iterator[bytes]]  # yields lines
     end_s = SILENCE_S  # how long the daemon may take to end the connection
 
     def __init__(self, connection: _socket.socket) -> None:
-        self.socket = connection
+        self.socket, self.received = connection, self.receive()
 
     def close(self) -> None:
         self.socket.close()
@@ -5682,7 +5639,10 @@ class Channel:
         """Sends a request and yields the messages that come back.  Unavailable if no Tau answers."""
         request = encode_words(message)
         try:
-            for line in self.exchange(request):
+            self.socket.settimeout(SEND_S)
+            self.send(request)
+            self.socket.settimeout(silence())
+            for line in self.received:
                 answer = RECORD_DECODER.decode(line.decode("utf-8"))
                 if not isinstance(answer, dict):
                     raise ValueError(line)
@@ -5709,21 +5669,10 @@ class Lined(Channel):
 
     proven = True
 
-    def __init__(self, connection: _socket.socket) -> None:
-        super().__init__(connection)
-        self.received = self.receive()
-
-    def exchange(self, request: bytes) -> Iterator[bytes]:
-        self.socket.settimeout(SEND_S)
-        self.send(request)
-        self.socket.settimeout(silence())
-        while True:
-            yield next(self.received)
-
-    def send(self, line: bytes) -> None:
+    def send(self, request: bytes) -> None:
         """Ignores failures: receive() yields what the daemon said before it closed."""
         try:
-            self.socket.sendall(line)
+            self.socket.sendall(request)
         except OSError:
             pass
 
@@ -5762,12 +5711,13 @@ class Posted(Channel):
     def close(self) -> None:
         self.http.close()
 
-    def exchange(self, request: bytes) -> Iterator[bytes]:
-        self.socket.settimeout(SEND_S)
+    def send(self, request: bytes) -> None:
         if self.response is not None:
             self.response.read()  # the next response comes after its end
         self.http.request("POST", self.path, request, self.headers)
-        self.socket.settimeout(silence())
+        self.received = self.receive()
+
+    def receive(self) -> Iterator[bytes]:
         response = self.response = self.http.getresponse()
         self.check(response)
         self.spent = response.will_close
@@ -8235,8 +8185,7 @@ class Mcp:
             await self.exposed()
         except TauError as problem:
             text += f"\nNo daemon answers now: {problem}. {problem.hint}"
-        about = {"supportedVersions": [MODERN, *LEGACY], "capabilities": {"tools": {}}, "instructions": text}
-        return about | CACHED
+        return {"supportedVersions": [MODERN, *LEGACY], "capabilities": {"tools": {}}, "instructions": text} | CACHED
 
     async def list_tools(self, params: Json) -> Json:
         tools = [*map(tool, TOOLS)]
@@ -8279,10 +8228,10 @@ class Mcp:
         else:
             raise NotFound(f"no tool '{name}'", "tools/list lists all")
         if method not in OPERATIONS:
-            read = read_command(given.get("command") or f"help {given.get('topic', '')}")
+            read = read_command(given.get("command") or f"help {given.get('topic', '')}", name == "look")
             if isinstance(read, str):
                 return read, False
-            method, given = to_operation(*read, reads_only=name == "look")
+            method, given = read
         if method in ("run", "retry", "wait") and given.get("timeout") is None:
             given = given | {"timeout": TOOL_WAIT_S}
         document = await self.ask(method, omit(given, ("fields",)))
@@ -8321,7 +8270,6 @@ RUN_TOOL = "run_"
 
 @functools.cache
 def tool(name: str) -> Json:
-    """Describes one of TOOLS as the protocol wants it."""
     (words, text), entry = TOOLS[name], OPERATIONS.get(name)
     effect = entry.effect if entry else "destroys" if name == "change" else "reads"
     known = entry.arguments if entry else {}
@@ -8344,8 +8292,16 @@ def described(name: str, text: str, schema: Json, effect: str) -> Json:
     return {"name": name, "description": text, "inputSchema": schema, "annotations": hints}
 
 
-def read_command(text: str) -> tuple[str, Json] | str:
-    """Reads a command line; returns the command and its options, or the page of help that it asks for."""
+def is_for_models(entry: Operation) -> bool:
+    """Whether a command reads neither files nor a secret from stdin, and opens nothing for a person."""
+    return "files" not in entry.arguments and entry.name not in ("secret_set", "open")
+
+
+def read_command(text: str, reads_only: bool) -> tuple[str, Json] | str:
+    """Reads a command line; returns its operation with the arguments, or the page of help that it asks for.
+
+    No file of this machine is touched.
+    """
     if len(text) > COMMAND_MAX:
         raise BadRequest(f"a command has at most {COMMAND_MAX:,} characters", "the tools run and schedule take params")
     try:
@@ -8356,28 +8312,17 @@ def read_command(text: str) -> tuple[str, Json] | str:
         return printed.getvalue()
     except ValueError as problem:
         raise BadRequest(f"{problem}: {cut_text(text, WORD_MAX)}", "quote words as in a shell") from None
-    if name != "help":
-        return name, options
-    return manual_page(options["topic"]) if "topic" in options else page("")
-
-
-def is_for_models(entry: Operation) -> bool:
-    """Whether a command reads neither files nor a secret from stdin, and opens nothing for a person."""
-    return "files" not in entry.arguments and entry.name not in ("secret_set", "open")
-
-
-def to_operation(name: str, options: Json, reads_only: bool) -> tuple[str, Json]:
-    """Returns the operation of a command and its arguments; no file of this machine is touched."""
-    entry = SHELL_COMMANDS.get(name)
-    if entry is None or entry.name not in OPERATIONS or not is_for_models(entry):
-        hint = f"the tool {entry.name} takes files as text" if entry and entry.name in TOOLS else "the tool help"
+    if name == "help":
+        return manual_page(options["topic"]) if "topic" in options else page("")
+    entry = SHELL_COMMANDS[name]
+    if entry.name not in OPERATIONS or not is_for_models(entry):
+        hint = f"the tool {entry.name} takes files as text" if entry.name in TOOLS else "the tool help"
         raise BadRequest(f"'{name}' is for a person's shell", hint)
     if reads_only and entry.effect != "reads":
         raise Forbidden(f"`tau {entry.words}` does not only read", "give it to the tool change")
     if elsewhere := without_none(daemon_asked(options)):
-        raise BadRequest(
-            f"--{next(iter(elsewhere))}: this speaks to one daemon", "leave it out, or configure a second server"
-        )
+        hint = "leave it out, or configure a second server"
+        raise BadRequest(f"--{next(iter(elsewhere))}: this speaks to one daemon", hint)
     arguments = {}
     for key, value in omit(options, (*COMMON, "follow", "raw")).items():
         argument = entry.arguments[key]
@@ -8770,7 +8715,6 @@ things are, `tau COMMAND --help` explains a command. Before you write a pipeline
 
 
 def interface(operation: str | None, word: str | None, document: str | None) -> Json:
-    """What `tau schema` prints."""
     if operation and document:
         raise BadRequest("an operation, or a document?", "ask for one of them")
     known: dict[str, Any] = ANSWERS | shapes() if document else SHELL_COMMANDS | LOCAL_COMMANDS | OPERATIONS
@@ -9028,12 +8972,6 @@ def shapes() -> dict[str, Any]:
     return kinds
 
 
-def usual_kind(word: str) -> str:
-    """Returns the kind of a field that has only its word."""
-    kinds = [kind for kind, words in WORD_KINDS.items() if word in words.split()]
-    return next(iter(kinds + [kind for end, kind in END_KINDS.items() if word.endswith(end)]), "text")
-
-
 def fields_of(document: str) -> dict[str, tuple[str, bool]]:
     """Returns word → its kind, and whether it is always there."""
     members: dict[str, tuple[str, bool]] = {}
@@ -9044,7 +8982,9 @@ def fields_of(document: str) -> dict[str, tuple[str, bool]]:
             others = fields_of(word[1:])
             members |= {other: (kind, always and name == word) for other, (kind, always) in others.items()}
         else:
-            members[word] = kind or usual_kind(word), name == word
+            usual = [kind for kind, words in WORD_KINDS.items() if word in words.split()]
+            usual += [kind for end, kind in END_KINDS.items() if word.endswith(end)]
+            members[word] = kind or next(iter(usual), "text"), name == word
     return members
 
 
@@ -9088,10 +9028,8 @@ def document_schema(*kinds: str) -> Json:
     """Returns the schema of a kind, with all that it refers to; for several kinds, only these parts."""
     parts: Json = {}
     schemas = [schema_of(kind, parts) for kind in kinds]
-    return {"$schema": DIALECT, **(schemas[0] if len(schemas) == 1 else {}), "$defs": parts}
-
-
-DIALECT = "https://json-schema.org/draft/2020-12/schema"
+    dialect = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": dialect, **(schemas[0] if len(schemas) == 1 else {}), "$defs": parts}
 
 
 def answer_of(entry: Operation) -> str:
@@ -24978,13 +24916,12 @@ class Dashboard:
         self.cookie = f"tau_{digest_key(daemon.home).hex()[:12]}"
         rows = daemon.store.ask.remembered("sessions") or []
         self.sessions = {row["sha256"]: Session(self.keys, row) for row in rows}  # by the digest of the cookie
-        digests = (base64.b64encode(digest_key(text)).decode() for text in (PAGE_JS, PAGE_CSS))
-        self.policy = "Content-Security-Policy: " + POLICY.format(*digests)
+        digests = [base64.b64encode(digest_key(text)).decode() for text in (PAGE_JS, PAGE_CSS)]
+        self.headers = [header.format(*digests) for header in PAGE_HEADERS]
         text = PAGE_HTML.replace("<style>", f"<style>{PAGE_CSS}", 1).replace("<script>", f"<script>{PAGE_JS}", 1)
         self.text = text.encode()
 
     async def answer(self, exchange: Exchange, head: Head) -> None:
-        """Answers a browser."""
         peer, (work, *methods) = exchange.peer, ROUTES[head.path]
         self.check_origin(head, peer.secure)
         head.demand(*methods)
@@ -25033,7 +24970,7 @@ class Dashboard:
             await self.daemon.store.write(self.daemon.store.remember, "sessions", rows)
 
     async def show(self, exchange: Exchange, head: Head, session: Session | None) -> None:
-        exchange.respond(self.text, "text/html; charset=utf-8", 200, self.policy, *PAGE_HEADERS)
+        exchange.respond(self.text, "text/html; charset=utf-8", 200, *self.headers)
 
     async def log_in(self, exchange: Exchange, head: Head, session: Session | None) -> None:
         given, remote, now = await self.read(exchange, head), exchange.peer.remote, time.time()
@@ -25134,12 +25071,11 @@ def sent_event(kind: str, document: Json, seq: int | None = None) -> bytes:
     return b"event: %b\n%bdata: %b\n\n" % (kind.encode(), number, json_bytes(document))
 
 
-#: What the page may do: run its own script, use its own style, and ask where it came from.
-POLICY = (
-    "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; img-src data:; connect-src 'self'; "
-    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types"
-)
+#: The first says what the page may do: run its own script, use its own style, and ask where it came from.
 PAGE_HEADERS = (
+    "Content-Security-Policy: default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; img-src data:; "
+    "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; "
+    "require-trusted-types-for 'script'; trusted-types",
     "Referrer-Policy: no-referrer",
     "Cross-Origin-Opener-Policy: same-origin",
     "Cross-Origin-Resource-Policy: same-origin",
