@@ -14617,10 +14617,10 @@ OWNED = {
     "events": ("events", "seq", f"{OF_RUNS} AND seq < (SELECT max(seq) FROM events)"),
 }
 #: Folder of the home → what is needed in it.
-NEEDED = {
-    "versions": "SELECT sha256 FROM versions",
-    "environments": "SELECT DISTINCT json_extract(options, '$.environment') FROM versions",
-}
+NEEDED = (
+    ("versions", "SELECT sha256 FROM versions"),
+    ("environments", "SELECT DISTINCT json_extract(options, '$.environment') FROM versions"),
+)
 #: The names of memos that may go.  What has another name than a run's is none of Tau's.
 OLD_MEMOS = f"""
     SELECT value FROM json_each(?) LEFT JOIN runs ON run_id = value
@@ -14662,8 +14662,8 @@ def run_bounds(ask: Questions, name: str, terms: Json, now: float) -> Iterator[t
         yield from ((name, status, bound) for status in statuses)
 
 
-class Gone(collections.Counter[tuple[str, str]]):
-    """How many rows are deleted: by their kind and, of runs, by their pipeline."""
+#: How many rows are deleted: by their kind and, of runs, by their pipeline.
+Gone = collections.Counter[tuple[str, str]]
 
 
 class Retention:
@@ -14694,8 +14694,7 @@ class Retention:
             for what in ("events", "versions", "incidents"):
                 await self.remove(what, bounds)
             if self.owns_home():
-                await self.remove_folders()
-                await self.remove_memos(bounds["log_id"])
+                await self.remove_folders(bounds["log_id"])
             forced = await self.force(terms["bytes"], now)
             await self.shrink(0 if thorough else FREE_PAGES)
             counts = {what: sum(n for (kind, _), n in self.gone.items() if kind == what) for what in COUNTED}
@@ -14723,18 +14722,15 @@ class Retention:
             gone, after = await self.batch(self.delete_some, what, bounds, after)
             self.gone.update(gone)
 
-    async def remove_folders(self) -> None:
-        """Deletes what no version needs in the directories of sources and virtual environments."""
-        for name, needed in NEEDED.items():
-            known = {*self.store.ask.values(needed)}
-            for path in () if self.deploying else sweep(os.path.join(self.home, name), known):
-                await asyncio.to_thread(remove_tree, path)
-
-    async def remove_memos(self, log_id: str) -> None:
-        """Deletes the memos of deleted runs, and of ended runs whose logs are past their age."""
-        folder = os.path.join(self.home, "memos")
-        for run_id in self.store.ask.values(OLD_MEMOS, json.dumps(names_below(folder)), log_id):
-            await asyncio.to_thread(remove_tree, os.path.join(folder, run_id))
+    async def remove_folders(self, log_id: str) -> None:
+        """Deletes sources and environments that no version needs, and memos of runs that are gone or without logs."""
+        ask, memos = self.store.ask, os.path.join(self.home, "memos")
+        old = ask.values(OLD_MEMOS, json.dumps(names_below(memos)), log_id)
+        paths = [os.path.join(memos, run_id) for run_id in old]
+        for name, needed in () if self.deploying else NEEDED:
+            paths += sweep(os.path.join(self.home, name), {*ask.values(needed)})
+        for path in paths:
+            await asyncio.to_thread(remove_tree, path)
 
     async def force(self, most: int, now: float) -> list[str]:
         """Deletes more if the database has more than *most* bytes, and returns what."""
@@ -15198,9 +15194,9 @@ class Store:
         """Adds an event to the ledger, in the transaction of the change; *tick* is what the event decides about."""
         self.database.touched |= {LEDGER, run_id or LEDGER}
         now = self.clock.time()
-        self.metrics.fact(
-            type_name, pipeline, data, now - instant_of(tick) if tick and type_name == "tick.fired" else None
-        )
+        self.metrics.fact(type_name, pipeline, data)
+        if tick and type_name == "tick.fired":
+            self.metrics.add("tau_schedule_lateness_seconds", max(now - instant_of(tick), 0.0))
         event = {"at": rfc3339(now), "type": type_name, "pipeline": pipeline, "run_id": run_id, "data": data}
         reason = cut_text(actor.reason, 500) if isinstance(actor, Actor) and actor.reason else None
         self.sql.put("events", event | {"actor": actor, "reason": reason, "scheduled_for": tick})
@@ -15443,12 +15439,10 @@ class Store:
 
     def quotas(self, ask: Questions, namespace: Json, among: Sequence[str] = QUOTAS) -> list[Json]:
         """Returns the quotas that a namespace has, with what is used of each."""
-        midnight = rfc3339((self.clock.time() // DAY_S + 1) * DAY_S)
-        had = [{"quota": quota, "limit": namespace["options"][quota]} for quota in among]
+        resets = {"runs_per_day": rfc3339((self.clock.time() // DAY_S + 1) * DAY_S)}
         return [
-            it | {"used": self.used(ask, namespace, quota), "resets_at": midnight if quota == "runs_per_day" else None}
-            for it in had
-            if it["limit"] and (quota := it["quota"])
+            {"quota": it, "limit": limit, "used": self.used(ask, namespace, it), "resets_at": resets.get(it)}
+            for it, limit in without_empty(pick(namespace["options"], *among)).items()
         ]
 
     def used(self, ask: Questions, namespace: Json, quota: str) -> int:
@@ -15605,8 +15599,8 @@ class Store:
         crowd = Crowd(self.sql, self.settings["backfill_concurrent"])
         active = [team for team in teams.values() if team["queued"] or team["due"]]
         waiting = {team["name"]: self.within_quotas(team, free, self.queue(team, free, crowd)) for team in active}
-        if expected := [*self.shares.ends]:
-            self.shares.expect(self.sql.values(STILL_RUNNING, encode_json(expected)))
+        ends = self.shares.ends
+        self.shares.ends = pick(ends, *self.sql.values(STILL_RUNNING, encode_json([*ends]))) if ends else {}
         chosen: list[Any] = []
         while waiting and len(chosen) < free:
             name = self.shares.next(waiting)
@@ -15725,15 +15719,15 @@ class Store:
         self.end_steps(run_id, attempt, outcome, times["finished_at"])
         if outcome.error is not None:
             outcome.error["fingerprint"] = error_fingerprint(outcome.error)
-        (run,) = self.sql.rows("SELECT pipeline, version, status, started_at FROM runs WHERE run_id = ?", run_id)
+        now = "SELECT pipeline, version, r.status, r.started_at, stopping FROM runs r JOIN attempts a USING (run_id)"
+        (run,) = self.sql.rows(f"{now} WHERE run_id = ? AND a.attempt = ?", run_id, attempt)
         if run["status"] != "running":
             return  # a final status never changes
         ended = {"status": outcome.status, "error": outcome.error, **times}
         self.sql.set("attempts", {"run_id": run_id, "attempt": attempt}, **ended)
         self.learn(run_id, attempt, run, outcome.status)
-        stopping = self.sql.value("SELECT stopping FROM attempts WHERE run_id = ? AND attempt = ?", run_id, attempt)
         pause = retry_pause(self.options(run["pipeline"], run["version"]), attempt, outcome)
-        if pause is not None and stopping != "cancelled" and self.sql.live_version(run["pipeline"]) is not None:
+        if pause is not None and run["stopping"] != "cancelled" and self.sql.live_version(run["pipeline"]) is not None:
             retry_at = self.now(pause)
             data = {"attempt": attempt, "status": outcome.status, "retry_at": retry_at} | error_summary(outcome.error)
             self.move(run_id, "retrying", data, retry_at=retry_at)
@@ -15946,7 +15940,6 @@ class Shares:
         self.teams: dict[str, Json] = {}  # what there was
         self.wanting: set[str] = set()  # who had runs to start
         self.ends: dict[str, tuple[str, float]] = {}  # run → its namespace, and when it is expected to end
-        self.ahead: dict[str, float] = collections.defaultdict(float)  # what they will have taken more until then
 
     def look(self, now: float, teams: dict[str, Json]) -> None:
         """Counts what was taken since the last look.  Who comes back has saved nothing up."""
@@ -15959,23 +15952,18 @@ class Shares:
             self.taken[name] = max(self.taken[name], least)
         self.at, self.teams, self.wanting = now, teams, wanting
 
-    def expect(self, running: Collection[str]) -> None:
-        """Forgets what was expected of runs other than these."""
-        self.ends = {run_id: self.ends[run_id] for run_id in running if run_id in self.ends}
-        self.ahead.clear()
-        for name, end in self.ends.values():
-            self.ahead[name] += max(end - self.at, 0.0)
-
     def next(self, names: Iterable[str]) -> str:
-        """Returns who is to have the next slot: who has none, and then who has taken least."""
-        taken = {name: self.taken[name] + self.ahead[name] / self.teams[name]["weight"] for name in names}
+        """Returns who is to have the next slot: who has none, and then who will have taken least when its runs end."""
+        taken = {name: self.taken[name] for name in names}
+        for name, end in self.ends.values():
+            if name in taken:
+                taken[name] += max(end - self.at, 0.0) / self.teams[name]["weight"]
         return min(taken, key=lambda name: (self.teams[name]["running"] > 0, taken[name]))
 
     def begin(self, name: str, run_id: str, lasts: float) -> None:
         self.teams[name]["running"] += 1
         if lasts:
             self.ends[run_id] = name, self.at + lasts
-            self.ahead[name] += lasts
 
 
 #: A priority is better by one step than that of a run which has waited for so much longer.
@@ -17001,7 +16989,17 @@ def examine(path: str) -> int:
     if not size:
         return 0
     with disk_errors(path), contextlib.closing(read_only(path)) as db:
-        return check_schema(path, Sql(db))
+        sql = Sql(db)
+        schema, newest = int(sql.value("PRAGMA user_version")), len(MIGRATIONS)
+        ours = sql.value("PRAGMA application_id") == APPLICATION_ID
+        if not ours and sql.value("SELECT count(*) FROM sqlite_master"):
+            raise Conflict(f"{path} belongs to another program", "see [database] url, or choose another --home")
+        if schema > newest:
+            hint = f"start the newer taud again; {restore_hint(path)}"
+            raise Conflict(f"{path} was written by a newer Tau (schema {schema}, not {newest})", hint)
+        if (damage := find_damage(db, SMALL_TABLES if size > CHECK_BYTES and schema else ())) is not None:
+            raise unusable(path, damage)
+        return schema if ours else 0
 
 
 def upgrade(db: sqlite3.Connection, schema: int) -> None:
@@ -17010,21 +17008,6 @@ def upgrade(db: sqlite3.Connection, schema: int) -> None:
         f"BEGIN IMMEDIATE; {';'.join(MIGRATIONS[schema:])}; PRAGMA application_id = {APPLICATION_ID};"
         f"PRAGMA user_version = {len(MIGRATIONS)}; COMMIT;"
     )
-
-
-def check_schema(path: str, sql: Sql) -> int:
-    """Returns the schema number of a database.  Raises Conflict if it is not Tau's, too new, or damaged."""
-    schema, newest = int(sql.value("PRAGMA user_version")), len(MIGRATIONS)
-    ours = sql.value("PRAGMA application_id") == APPLICATION_ID
-    if not ours and sql.value("SELECT count(*) FROM sqlite_master"):
-        raise Conflict(f"{path} belongs to another program", "see [database] url, or choose another --home")
-    if schema > newest:
-        hint = f"start the newer taud again; {restore_hint(path)}"
-        raise Conflict(f"{path} was written by a newer Tau (schema {schema}, not {newest})", hint)
-    large = os.path.getsize(path) > CHECK_BYTES
-    if (damage := find_damage(sql.db, SMALL_TABLES if large and schema else ())) is not None:
-        raise unusable(path, damage)
-    return schema if ours else 0
 
 
 def unusable(path: str, why: str) -> Conflict:
@@ -17458,16 +17441,14 @@ class Metrics:
         if code:
             self.add("tau_request_errors_total", labels=f'method="{method}",code="{code}"')
 
-    def fact(self, type_name: str, name: str | None, data: Json, late: float | None) -> None:
-        """Counts an event of the ledger, of a pipeline; *late* is how long after its tick a run was queued."""
+    def fact(self, type_name: str, name: str | None, data: Json) -> None:
+        """Counts an event of the ledger, of a pipeline."""
         self.add("tau_events_total", labels=f'type="{type_name}"')
         if type_name == "run.finished" and not is_canary(name or ""):
             labels = f'namespace="{namespace_of(name or "")}",status="{data["status"]}"'
             self.add("tau_runs_finished_total", labels=labels)
             if data["duration_ms"] is not None:
                 self.add("tau_run_duration_seconds", data["duration_ms"] / 1000)
-        if late is not None:
-            self.add("tau_schedule_lateness_seconds", max(late, 0.0))
 
     def families(self, namespace: str | None) -> Families:
         """Returns all families, or of a namespace those that tell namespaces apart."""
