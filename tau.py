@@ -14568,10 +14568,7 @@ FREE_PAGES = 4096
 #: statuses → the term after which their runs are deleted.
 AGES = (("success", "cancelled"), "run_s"), (FAILURES, "failed_s")
 #: What is deleted, in this order, until the database is small enough: (name, kind in PRUNED, age).
-FORCED = (
-    *(("logs", "log_lines", YOUNG_S), ("runs", "oldest runs", YOUNG_S)),
-    *(("logs", "log_lines", 3600.0), ("runs", "oldest runs", 3600.0)),
-)
+FORCED = [(*kind, age) for age in (YOUNG_S, 3600.0) for kind in (("logs", "log_lines"), ("runs", "oldest runs"))]
 COUNTED = ("runs", "log_lines", "events", "versions", "incidents")
 #: The condition for deleting a run `r`: it is not its pipeline's last run or last success, and nothing refers to it.
 GOING = (
@@ -15145,12 +15142,13 @@ LEDGER = ""
 
 
 class Store:
-    """Opens and changes the store: the methods after write() run on the writer's thread, through it."""
+    """Opens and changes the store: the methods after close() run on the writer's thread, through write()."""
 
     def __init__(self, home: str, settings: Json, clock: Clock | None = None) -> None:
         self.home, self.settings, self.clock = home, settings, clock or Clock()
         self.metrics = Metrics()
         self.database = Database(database_path(settings["url"], home), self.metrics.failed)
+        self.write = self.database.write
         self.on_finish: Callable[[str, str, str], None] = lambda *run: None  # name, id and status; in the same commit
         self.last_id = 0  # the newest run id as a number: ids never repeat or go back
         self.shares = Shares()
@@ -15174,14 +15172,6 @@ class Store:
 
     def close(self) -> None:
         self.database.close()
-
-    def write(self, work: Callable[..., Answer], *arguments: Any) -> Awaitable[Answer]:
-        """Calls one of the methods below on the writer's thread; the answer comes when its changes are on disk.
-
-        *work* must raise a TauError before it changes anything; the caller gets the error.
-        StorageFull says that the disk has no room and nothing was recorded.
-        """
-        return self.database.write(work, arguments)
 
     def now(self, later: float = 0.0) -> str:
         """Returns the time as text, *later* seconds from now."""
@@ -15596,9 +15586,9 @@ class Store:
 
     def choose(self, free: int, teams: dict[str, Json]) -> list[Any]:
         """Returns the runs to start, at most *free*: each is the next one of the namespace whose turn it is."""
-        crowd = Crowd(self.sql, self.settings["backfill_concurrent"])
+        live: dict[str, collections.Counter[str]] = {}
         active = [team for team in teams.values() if team["queued"] or team["due"]]
-        waiting = {team["name"]: self.within_quotas(team, free, self.queue(team, free, crowd)) for team in active}
+        waiting = {team["name"]: self.within_quotas(team, free, self.queue(team, free, live)) for team in active}
         ends = self.shares.ends
         self.shares.ends = pick(ends, *self.sql.values(STILL_RUNNING, encode_json([*ends]))) if ends else {}
         chosen: list[Any] = []
@@ -15633,7 +15623,7 @@ class Store:
             if slots == 0:
                 return
 
-    def queue(self, team: Json, free: int, crowd: Crowd) -> Iterator[Any]:
+    def queue(self, team: Json, free: int, live: dict[str, collections.Counter[str]]) -> Iterator[Any]:
         """Yields the runs of a namespace that their pipelines' limits let begin now; retries have their place already.
 
         It reads only the beginning of the queue.  If too few of these runs may begin, it goes on with the oldest
@@ -15645,12 +15635,29 @@ class Store:
         own = f"{WAITING} AND {OF_NAMESPACE} ORDER BY {PLACE_IN_QUEUE} LIMIT ?"
         for row in self.db.execute(own, (name, free + PASSED_MAX)):
             asked, last = asked + 1, row["place"]
-            if crowd.admit(row):
+            if self.may_join(row, live):
                 yield row
         if asked == free + PASSED_MAX:
             heads = self.db.execute(f"{WAITING} AND r.run_id IN ({WAITING_HEADS}) ORDER BY place")
             others = (row for row in heads if row["place"] > last and namespace_of(row["pipeline"]) == name)
-            yield from filter(crowd.admit, others)
+            yield from (row for row in others if self.may_join(row, live))
+
+    def may_join(self, row: sqlite3.Row, live: dict[str, collections.Counter[str]]) -> bool:
+        """Counts a waiting run as live and returns True, if its pipeline's limits allow that.
+
+        *live* has the live runs of pipelines with a limit, by kind and in all ("").
+        """
+        name, tick_most = row["pipeline"], None if row["overlap"] == "allow" else 1
+        most = {"": row["max_concurrent"], "tick": tick_most, "backfill": self.settings["backfill_concurrent"]}
+        limited = [kind for kind in {row["kind"], ""} if most[kind] is not None]
+        if limited and name not in live:
+            live[name] = collections.Counter(dict(self.db.execute(LIVE_RUNS, (name,)).fetchall()))
+            live[name][""] = live[name].total()
+        if any(live[name][kind] >= most[kind] for kind in limited):
+            return False
+        for kind in limited:
+            live[name][kind] += 1
+        return True
 
     def begin_attempt(self, run_id: str, attempt: int, server: Json) -> Json:
         now, stem = self.now(), f"{run_id}.{attempt}"
@@ -15906,28 +15913,6 @@ def retry_pause(options: Json, attempt: int, outcome: Outcome) -> float | None:
 RETRY_DELAY_MAX_S = 86_400.0
 
 
-class Crowd:
-    """Says whether a run may join the live ones of its pipeline; counts them where there is a limit."""
-
-    def __init__(self, sql: Sql, backfill_concurrent: int) -> None:
-        self.sql, self.backfill_concurrent = sql, backfill_concurrent
-        self.live: dict[str, collections.Counter[str]] = {}  # pipeline → its live runs, by kind and in all ("")
-
-    def admit(self, row: sqlite3.Row) -> bool:
-        """Counts a waiting run as live and returns True, if its pipeline's limits allow that."""
-        name, tick_most = row["pipeline"], None if row["overlap"] == "allow" else 1
-        most = {"": row["max_concurrent"], "tick": tick_most, "backfill": self.backfill_concurrent}
-        limited = [kind for kind in {row["kind"], ""} if most[kind] is not None]
-        if limited and name not in self.live:
-            counts = self.live[name] = collections.Counter(dict(self.sql.db.execute(LIVE_RUNS, (name,)).fetchall()))
-            counts[""] = counts.total()
-        if any(self.live[name][kind] >= most[kind] for kind in limited):
-            return False
-        for kind in limited:
-            self.live[name][kind] += 1
-        return True
-
-
 class Shares:
     """Whose turn it is: slot-seconds that each namespace has taken, by its weight, counted while its runs run.
 
@@ -16130,9 +16115,8 @@ class Questions(Sql):
         return self.page(columns, source, {"v.pipeline = ?": name}, "v.version DESC", limit)
 
     def why_deployed(self, name: str, number: int) -> str | None:
-        why: str | None = self.value(
-            f"SELECT ({WHY_DEPLOYED}) FROM versions v WHERE pipeline = ? AND version = ?", name, number
-        )
+        question = f"SELECT ({WHY_DEPLOYED}) FROM versions v WHERE pipeline = ? AND version = ?"
+        why: str | None = self.value(question, name, number)
         return why
 
     def next_version(self, pipeline: Json, digest: str) -> tuple[Json, Json]:
@@ -16382,7 +16366,7 @@ class Questions(Sql):
     ) -> tuple[list[Json], int, int]:  # fmt: skip
         """Returns the last log lines of those wanted, how many these are, and how many the run dropped.
 
-        Of those in a *window* that has a beginning, it returns the first.
+        Of those in a *window* that has a beginning, it returns the first.  NotFound if there is no such step.
         """
         conditions = {
             "run_id = ?": run_id,
@@ -16396,16 +16380,12 @@ class Questions(Sql):
         columns, first = "n, at, level, step, stream, message, fields", window[0] is not None
         lines, total = self.page(columns, "logs", conditions, "n" if first else "n DESC", tail, LOGS_MAX)
         if step is not None and not lines:
-            self.demand_step(run_id, step)
+            paths = self.values("SELECT DISTINCT path FROM steps WHERE run_id = ? ORDER BY path", run_id)
+            if step not in paths:
+                hint = cut_text(f"its steps: {', '.join(paths)}", 500) if paths else "it has no steps"
+                raise NotFound(f"run {run_id} has no step '{step}'", did_you_mean(step, paths, hint))
         dropped = self.value("SELECT sum(log_dropped) FROM attempts WHERE run_id = ?", run_id)
         return lines if first else lines[::-1], total, dropped or 0
-
-    def demand_step(self, run_id: str, step: str) -> None:
-        """Raises NotFound, with the steps that there are, if a run has no such step."""
-        paths = self.values("SELECT DISTINCT path FROM steps WHERE run_id = ? ORDER BY path", run_id)
-        if step not in paths:
-            hint = cut_text(f"its steps: {', '.join(paths)}", 500) if paths else "it has no steps"
-            raise NotFound(f"run {run_id} has no step '{step}'", did_you_mean(step, paths, hint))
 
     def story(self, run_id: str, after: int) -> list[Json]:
         """Returns the next page of all that a run did, as events."""
@@ -16881,9 +16861,13 @@ class Database:
 
     # Writing: many facts, one commit.
 
-    def write(self, work: Callable[..., Any], arguments: tuple[Any, ...]) -> asyncio.Future[Any]:
-        """Has *work* done on the writer's thread, in one transaction with all writes of the loop's turn."""
-        future: asyncio.Future[Any] = self.loop.create_future()
+    def write(self, work: Callable[..., Answer], *arguments: Any) -> asyncio.Future[Answer]:
+        """Calls *work* on the writer's thread, in one transaction with all writes of the loop's turn.
+
+        The answer comes when its changes are on disk.  *work* must raise a TauError before it changes anything; the
+        caller gets the error.  StorageFull says that the disk has no room and nothing was recorded.
+        """
+        future: asyncio.Future[Answer] = self.loop.create_future()
         if not self.pending:
             self.loop.call_soon(self.flush)
         self.pending.append((work, arguments, future))
@@ -17181,7 +17165,10 @@ HEADER_HINT = '# /// script\n# dependencies = ["requests"]\n# ///'
 
 
 def read_header(source: str, entry: str) -> Json | None:
-    """Returns a script's header (PEP 723) if it names dependencies.  Raises LoadFailed if it is malformed."""
+    """Returns a script's header (PEP 723) if it names dependencies.
+
+    Raises LoadFailed if it is malformed, has keys that it cannot have, or requires another Python.
+    """
     lines = source.removeprefix("\ufeff").splitlines()
     begins = [number for number, line in enumerate(lines, 1) if line.rstrip() == "# /// script"]
     if not begins:
@@ -17194,7 +17181,12 @@ def read_header(source: str, entry: str) -> Json | None:
             unclosed = "is not closed by `# ///`, or has a line that does not begin with `# `"
             raise BadRequest(f"the header `# /// script` {'is there twice' if body else unclosed}")
         header = tomllib.loads("\n".join(line[2:] for line in body[:-1]))
-        check_header(header)
+        demand(HEADER_SCHEMA, header, "the header", "")
+        if not all(need[:1].isalnum() for need in header.get("dependencies", ())):
+            raise BadRequest("the header's dependencies must be a list of requirements")
+        wanted = header.get("requires-python", "")
+        if not admits(wanted, sys.version_info[:3]):
+            raise BadRequest(f"the header requires Python {wanted}, taud runs on {sys.version.split()[0]}")
     except (BadRequest, tomllib.TOMLDecodeError) as problem:
         if not isinstance(problem, BadRequest):
             problem = BadRequest(f"the header `# /// script` is not TOML: {problem}")
@@ -17205,16 +17197,6 @@ def read_header(source: str, entry: str) -> Json | None:
 
 #: The keys of a script's header (PEP 723).
 HEADER_SCHEMA = object_schema({"dependencies": STRINGS, "requires-python": {"type": "string"}, "tool": {}})
-
-
-def check_header(header: Json) -> None:
-    """Raises BadRequest if a header has keys that it cannot have, or requires another Python."""
-    demand(HEADER_SCHEMA, header, "the header", "")
-    if not all(need[:1].isalnum() for need in header.get("dependencies", ())):
-        raise BadRequest("the header's dependencies must be a list of requirements")
-    wanted = header.get("requires-python", "")
-    if not admits(wanted, sys.version_info[:3]):
-        raise BadRequest(f"the header requires Python {wanted}, taud runs on {sys.version.split()[0]}")
 
 
 def admits(wanted: str, mine: tuple[int, ...]) -> bool:
@@ -17588,11 +17570,11 @@ class ForkServer:
             if mother is not None:
                 mother.take(job)
             else:
-                self.began(job, self.spawn(job))
+                self.began(job, self.spawn(job), self.nursery.own)
         except OSError as problem:
             self.write_end(job, None, f"cannot start a process: {problem.strerror}")
 
-    def began(self, job: Json, pid: int, mother: Mother | None = None) -> None:
+    def began(self, job: Json, pid: int, mother: Mother) -> None:
         job["mother"] = mother
         self.jobs[pid] = job
         self.tell({"stem": job["stem"], "pid": pid})
@@ -17641,7 +17623,7 @@ class ForkServer:
             signal_group(pid, signal.SIGKILL)
         _, status, usage = os.wait4(pid, 0)
         job = self.jobs.pop(pid)
-        mother: Mother = job["mother"] or self.nursery.own
+        mother: Mother = job["mother"]
         mother.used_at = monotonic()
         del self.dead[pid]
         code = os.waitstatus_to_exitcode(status)
@@ -17940,7 +17922,8 @@ class Nursery:
                 self.remove(process, answer.get("why", died))
 
     def admit(self, process: WarmProcess, import_ms: float) -> None:
-        process.state, process.import_ms, process.memory_bytes = "warm", import_ms, private_bytes(process.pid)
+        private = re.findall(r"^Private_\w+: +(\d+)", peek(f"/proc/{process.pid}/smaps_rollup"), re.MULTILINE)
+        process.state, process.import_ms, process.memory_bytes = "warm", import_ms, 1024 * sum(map(int, private))
         most = self.most["warm_bytes"]
         if not self.remove_idle(lambda: self.memory_bytes() > most, spared=process):
             why = f"warm processes would take {self.memory_bytes():,} bytes, and warm_bytes is {most:,}"
@@ -17992,11 +17975,6 @@ class Nursery:
 def warm_document(key: WarmKey, state: str, **figures: Any) -> Json:
     about = {"environment": key[0] and key[0].split(os.sep)[-3], "imports": key[2], "state": state, "forced": key[3]}
     return about | dict.fromkeys(("why", "import_ms", "memory_bytes", "pid")) | figures
-
-
-def private_bytes(pid: int) -> int:
-    """How much memory a process has for itself."""
-    return 1024 * sum(map(int, re.findall(r"^Private_\w+: +(\d+)", peek(f"/proc/{pid}/smaps_rollup"), re.MULTILINE)))
 
 
 def warm_process() -> int:
@@ -18616,11 +18594,8 @@ def take_over(attempt: Attempt) -> None:
 def prepare(attempt: Attempt) -> None:
     """Sets up what user code needs: directory, environment, captured output."""
     job = attempt.job
-    try:
-        os.chdir(job["directory"])
-    except FileNotFoundError:
-        make_directory(job["directory"])
-        os.chdir(job["directory"])
+    make_directory(job["directory"])
+    os.chdir(job["directory"])
     os.umask(job["umask"])
     if job.get("variables") is not None:
         for name in os.environ.keys() - {*USUAL_ENVIRONMENT, *job["variables"]}:
