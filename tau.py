@@ -3353,6 +3353,15 @@ def read_lines(
     return cut_lines(lines, longest), offset + end, more
 
 
+def append_record(path: str, record: Json) -> None:
+    """Adds a record to a run's journal, unless the run has removed that or the disk is full."""
+    with (
+        contextlib.suppress(OSError),
+        open(open_file(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW), "wb", 0) as file,
+    ):
+        file.write(b"\n" + encode(record))  # a crash or a full disk may have left half a line
+
+
 def size_of(path: str) -> int:
     """Returns how many bytes a file has; 0 if there is none."""
     try:
@@ -13657,7 +13666,8 @@ class Runner:
         while process.start is None and not process.closed.is_set() and process.stem in self.live:
             await asyncio.sleep(POLL_WATCHED_S)  # not born yet: watch() reads its first record
         if not process.executor:  # else the outpost does this
-            note_stop(process.path)
+            # An outcome below this record does not count, whatever its time.
+            append_record(process.path + ".journal", {"t": "stop", "at": time.time()})
         signals = [(signal.SIGTERM, self.grace(process)), (signal.SIGKILL, 5.0)]
         for number, patience in signals[1:] if force else signals:
             if process.start is not None and not process.closed.is_set():
@@ -13706,15 +13716,6 @@ def revoke_start(process: Process) -> bool:
     except FileExistsError:
         return False
     return True
-
-
-def note_stop(path: str) -> None:
-    """Writes into a run's journal that it is asked to end: an outcome below that does not count, whatever its time."""
-    try:
-        with open(open_file(f"{path}.journal", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW), "wb", 0) as file:
-            file.write(b"\n" + encode({"t": "stop", "at": time.time()}))  # a full disk may have left half a line
-    except OSError:
-        pass  # the run has removed its journal, or the disk is full
 
 
 def save_memos(folder: str, memos: dict[str, bytes]) -> None:
@@ -13876,7 +13877,7 @@ class Agenda:
             self.store.event("probation.failed", name, None, why | {"problem": str(problem), "hint": problem.hint})
             return
         for row in fixed:
-            self.store.reopen(row, run)
+            self.store.set_incident("reopened", row, run, status="open", closed_at=None)
 
     def check(
         self, pipelines: list[Json], caller: Caller | None, cron: str | None = None, expect: int | None = None
@@ -15223,28 +15224,24 @@ class Store:
         before = self.sql.incident_of(name, mark) or {"status": "", "count": 0, "versions": [], "first_at": now}
         row = {"incident": INCIDENT + fingerprint(name, mark), "pipeline": name, "fingerprint": mark, **before}
         row |= {key: error[key] and cut_text(error[key], 300) for key in ("step", "type", "message")}
-        row |= {"status": "open", "count": before["count"] + 1, "closed_at": None, "last_at": now}
+        row |= {"status": "open", "count": before["count"] + 1, "last_at": now}
         versions = [*(number for number in before["versions"] if number != version), version]
         row |= {"versions": versions[-VERSIONS_TOLD:], "last_run": run["run_id"]}
         self.sql.put("incidents", row, clash="REPLACE")
         if before["status"] != "open":
-            self.incident_event("reopened" if before["count"] else "opened", row, run)
+            self.set_incident("reopened" if before["count"] else "opened", row, run, closed_at=None)
 
     def close_incidents(self, name: str, run: Json | None = None) -> None:
         """Closes what is open of a pipeline: this run has succeeded, or nobody needs it any more."""
-        fixed = {"fixed_by": run and run["version"], "fixed_run": run and run["run_id"]}
+        changes: Json = {"status": "closed", "closed_at": self.now()}
+        changes |= {"fixed_by": run and run["version"], "fixed_run": run and run["run_id"]}
         for row in self.sql.rows("SELECT * FROM incidents WHERE status = 'open' AND pipeline = ?", name):
-            self.sql.set("incidents", pick(row, "incident"), status="closed", closed_at=self.now(), **fixed)
             last = {"pipeline": name, "run_id": row["last_run"], "version": row["versions"][-1]}
-            self.incident_event("closed", row, run or last)
+            self.set_incident("closed", row, run or last, **changes)
 
-    def reopen(self, incident: Json, run: Json) -> None:
-        """Opens an incident again, because the version that fixed it is no longer live; *run* says why."""
-        self.sql.set("incidents", pick(incident, "incident"), status="open", closed_at=None)
-        self.incident_event("reopened", incident, run)
-
-    def incident_event(self, what: str, incident: Json, run: Json) -> None:
-        """Adds an event that outlives the run which caused it."""
+    def set_incident(self, what: str, incident: Json, run: Json, **columns: Any) -> None:
+        """Changes an incident, and adds an event that outlives the run which caused it."""
+        self.sql.set("incidents", pick(incident, "incident"), **columns)
         data = pick(incident, "incident", "count", "step", "type", "message") | pick(run, "run_id", "version")
         self.event(f"incident.{what}", run["pipeline"], None, data)
 
@@ -15329,15 +15326,13 @@ class Store:
 
     def add_proof(self, deployed: list[Json], proof: Json | None, probation: int | None) -> None:
         """Saves what has proven versions before they were live, and on how many runs they are on probation."""
-        for row in deployed:
-            version = {"pipeline": row["name"], "version": row["version"]}
+        columns = without_empty({"proof": proof, "probation": probation})
+        again = "UPDATE versions SET probation = ? WHERE pipeline = ? AND version = ? AND probation IS NOT NULL"
+        for row in deployed if columns else ():
             if row["changed"]:
-                columns = without_empty({"proof": proof, "probation": probation})
-            else:  # it may have stood the test long ago
-                counts = "SELECT 1 FROM versions WHERE pipeline = ? AND version = ? AND probation IS NOT NULL"
-                columns = {"probation": probation} if probation and self.sql.row(counts, *version.values()) else {}
-            if columns:
-                self.sql.set("versions", version, **columns)
+                self.sql.set("versions", {"pipeline": row["name"], "version": row["version"]}, **columns)
+            elif probation:  # unless it has stood the test long ago
+                self.db.execute(again, (probation, row["name"], row["version"]))
 
     def add_sources(self, digest: str, sources: Sources) -> None:
         rows = [{"sha256": digest, "path": path, "content": content} for path, content in sources.items()]
@@ -18226,11 +18221,7 @@ class Outpost(ForkServer):
         """Does nothing: the journal is sent."""
 
     def save_end(self, job: Json, record: Json) -> None:
-        line = b"\n" + encode(record | {"t": "far_end", "host": job["host"]})  # a crash may have left half a line
-        with contextlib.suppress(OSError):  # the disk is full, or the run has removed its journal
-            file = open_file(self.path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
-            os.write(file, line)
-            os.close(file)
+        append_record(self.path, record | {"t": "far_end", "host": job["host"]})
 
     def proceed(self) -> None:
         """Sends what the run writes; ends once the run has ended and all is sent."""
@@ -18346,7 +18337,7 @@ def relay(job: Json, born: str | None) -> int:
         return 127
     code = Relay(job, journal, command).serve(parcel, wake)
     if code < 0:  # end as the command has ended
-        if -code not in (signal.SIGKILL, signal.SIGSTOP):
+        if -code != signal.SIGKILL:
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     return code
