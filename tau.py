@@ -7152,7 +7152,7 @@ async def heal(call: Call, name: PipelineName, *, auto: bool = False) -> Json:
         tau heal orders --auto
     """
     healing, began = agent_settings(call), time.monotonic()
-    attempt = await call.write(call.store.begin_heal, name, healing)
+    attempt = await call.write(call.store.begin_heal, name)
     call.actor.reason = call.actor.reason or f"{attempt['attempt']} mends {attempt['incident']}"
     done: Json = {"verdict": "given_up", "reason": "taud ended, or the caller left"}
     try:
@@ -7165,7 +7165,7 @@ async def heal(call: Call, name: PipelineName, *, auto: bool = False) -> Json:
         raise
     finally:
         done = attempt | done | {"duration_s": round(time.monotonic() - began, 3)}
-        await asyncio.shield(call.write(call.store.end_heal, omit(done, ("files", "entry", "probation")), healing))
+        await asyncio.shield(call.write(call.store.end_heal, omit(done, ("files", "entry", "probation"))))
     return done | ({"next": [shell_line("tau", "retry", attempt["run_id"])]} if done["verdict"] == "fixed" else {})
 
 
@@ -9412,7 +9412,7 @@ class Daemon:
             self.outbox.configure(self.outbox.read(self.settings))
             await self.runner.open()
             self.scheduler.open()
-            await self.store.write(self.store.give_up_heals, self.settings["heal"])
+            await self.store.write(self.store.give_up_heals)
             for part, pause in (
                 (self.retention.watch, PRUNE_EVERY_S),
                 (self.scheduler.watch, ALIVE_S),
@@ -14644,7 +14644,6 @@ def retention_terms(settings: Json, age: float | None = None, keep: int | None =
 
 
 def age_bounds(terms: Json, now: float) -> Json:
-    """Returns the times, and the run id, before which rows are deleted."""
     bounds = {f"{kind}_at": rfc3339(now - terms[f"{kind}_s"]) for kind in ("run", "failed", "event", "young")}
     return bounds | {"log_id": id_at(now - terms["log_s"])}
 
@@ -14668,7 +14667,7 @@ class Retention:
     """Deletes what is old, batch by batch, while the daemon works."""
 
     def __init__(self, store: Store, owns_home: Callable[[], bool]) -> None:
-        self.home, self.store, self.owns_home = store.home, store, owns_home
+        self.store, self.owns_home = store, owns_home
         self.deploying = 0  # deployments under way: they may need folders that no version names yet
         self.lock = asyncio.Lock()  # one prune at a time
         self.gone = Gone()  # by the prune under way
@@ -14722,11 +14721,12 @@ class Retention:
 
     async def remove_folders(self, log_id: str) -> None:
         """Deletes sources and environments that no version needs, and memos of runs that are gone or without logs."""
-        ask, memos = self.store.ask, os.path.join(self.home, "memos")
+        ask, home = self.store.ask, self.store.home
+        memos = os.path.join(home, "memos")
         old = ask.values(OLD_MEMOS, json.dumps(names_below(memos)), log_id)
         paths = [os.path.join(memos, run_id) for run_id in old]
         for name, needed in () if self.deploying else NEEDED:
-            paths += sweep(os.path.join(self.home, name), {*ask.values(needed)})
+            paths += sweep(os.path.join(home, name), {*ask.values(needed)})
         for path in paths:
             await asyncio.to_thread(remove_tree, path)
 
@@ -15269,14 +15269,15 @@ class Store:
         self.event("heal.paused" if data else "heal.resumed", None, None, data, actor)
         return True
 
-    def begin_heal(self, name: str, healing: Json, actor: str) -> Json:
+    def begin_heal(self, name: str, actor: str) -> Json:
         """Claims the latest open incident of a pipeline for an agent.  Conflict at a bound of [heal]."""
         self.sql.known(name)
         if (row := self.sql.row(LAST_OPEN, name)) is None:
             raise NotFound(f"'{name}' has no open incident", shell_line("tau", "errors", name, "--all"))
         if paused := self.sql.remembered(HEALING):
             raise Conflict(f"healing is paused since {paused['paused_at']}", "tau resume --healing")
-        for bound, _ in self.bounds_reached(row["incident"], healing, *HEALS_COUNTED):
+        healing = self.settings["heal"]
+        for bound, _ in self.bounds_reached(row["incident"], *HEALS_COUNTED):
             message = f"[heal] {bound} = {healing[bound]} is reached"
             raise Conflict(message, shell_line("tau", "inspect", row["incident"]), bound=bound)
         attempt = f"heal-{os.urandom(6).hex()}"
@@ -15286,29 +15287,29 @@ class Store:
         self.event("heal.began", name, None, about, actor)
         return about | {"pipeline": name}
 
-    def bounds_reached(self, incident: str, healing: Json, *bounds: str) -> Iterator[tuple[str, int]]:
+    def bounds_reached(self, incident: str, *bounds: str) -> Iterator[tuple[str, int]]:
         """Yields those of the bounds of [heal] that are reached, each with how many attempts it counts."""
         for bound in bounds:
             count = f"SELECT count(*) FROM heals h WHERE {HEALS_COUNTED[bound]}"
             tried = self.sql.value(count, incident=incident, day=self.now(-DAY_S))
-            if tried >= healing[bound]:
+            if tried >= self.settings["heal"][bound]:
                 yield bound, tried
 
-    def end_heal(self, done: Json, healing: Json, actor: str) -> None:
+    def end_heal(self, done: Json, actor: str) -> None:
         """Records what came of an attempt, and tells a person if there will be no other."""
         key = pick(done, "attempt")
         self.sql.set("heals", key, ended_at=self.now(), verdict=done["verdict"])
         self.event(f"heal.{done['verdict']}", done["pipeline"], None, omit(done, ("pipeline", "verdict")), actor)
         self.sql.set("incidents", pick(done, "incident") | {"claimed_by": key["attempt"]}, **dict.fromkeys(CLAIM))
         if done["verdict"] not in ("fixed", "proven"):
-            for bound, tried in self.bounds_reached(done["incident"], healing, "attempts", "per_day"):
+            for bound, tried in self.bounds_reached(done["incident"], "attempts", "per_day"):
                 data = {"incident": done["incident"], "bound": bound, "attempts": tried}
                 self.event("heal.exhausted", done["pipeline"], None, data, actor)
 
-    def give_up_heals(self, healing: Json) -> None:
+    def give_up_heals(self) -> None:
         """Ends the attempts that the last daemon has left: their agents died with it."""
         for row in self.sql.rows("SELECT attempt, incident, pipeline FROM heals WHERE ended_at IS NULL"):
-            self.end_heal(row | {"verdict": "given_up", "reason": "taud ended meanwhile"}, healing, "taud")
+            self.end_heal(row | {"verdict": "given_up", "reason": "taud ended meanwhile"}, "taud")
 
     # What operations write.
 
@@ -15392,7 +15393,7 @@ class Store:
         if steps := (options.get("priority") or USUAL_PRIORITY) - USUAL_PRIORITY:
             run["rank"] = spell_id(self.last_id + (steps * AGING_MS << ID_SALT_BITS))
         self.sql.put("runs", run | {"expires_at": None if patience is None else self.now(patience)} | origin)
-        about = {key: value for key, value in origin.items() if value is not None and key != "upstream"}
+        about = omit(without_none(origin), ("upstream",))
         self.event("run.queued", name, run_id, {"version": version, "trigger": trigger} | about, actor)
         return run_id, "queued", False
 
@@ -17156,7 +17157,6 @@ def sweep(folder: str, known: set[str]) -> list[str]:
 
 
 BUILD_LINES = 200
-HEADER_HINT = '# /// script\n# dependencies = ["requests"]\n# ///'
 
 
 def read_header(source: str, entry: str) -> Json | None:
@@ -17186,7 +17186,8 @@ def read_header(source: str, entry: str) -> Json | None:
         if not isinstance(problem, BadRequest):
             problem = BadRequest(f"the header `# /// script` is not TOML: {problem}")
         message = f"{entry}, line {begins[0]}: {problem} {problem.hint}".strip()
-        raise LoadFailed(message, HEADER_HINT, kind="load", file=entry, line=begins[0]) from None
+        hint = '# /// script\n# dependencies = ["requests"]\n# ///'
+        raise LoadFailed(message, hint, kind="load", file=entry, line=begins[0]) from None
     return header if header.get("dependencies") else None
 
 
@@ -17419,7 +17420,6 @@ class Metrics:
             self.add("tau_request_errors_total", labels=f'method="{method}",code="{code}"')
 
     def fact(self, type_name: str, name: str | None, data: Json) -> None:
-        """Counts an event of the ledger, of a pipeline."""
         self.add("tau_events_total", labels=f'type="{type_name}"')
         if type_name == "run.finished" and not is_canary(name or ""):
             labels = f'namespace="{namespace_of(name or "")}",status="{data["status"]}"'
@@ -17582,7 +17582,6 @@ class ForkServer:
             return start_python("spawned_process", (), {0: file.fileno()}, os.environ, job["python"])
 
     def proceed(self) -> None:
-        """Does what is due besides."""
         self.nursery.proceed()
 
     def sweep(self) -> None:
@@ -18107,7 +18106,6 @@ def gather() -> None:
 
 
 def copy_code(code: CodeType) -> CodeType:
-    """Copies code with that of the functions in it."""
     parts = (copy_code(part) if isinstance(part, type(code)) else part for part in code.co_consts)
     return code.replace(co_consts=tuple(parts))
 
