@@ -17067,7 +17067,7 @@ def is_sync_failure(problem: Exception) -> bool:
     return getattr(problem, "sqlite_errorcode", 0) in codes
 
 
-def give_up(problem: Exception) -> typing.NoReturn:
+def give_up(problem: Exception) -> NoReturn:
     """Ends the daemon at once: after a failed sync the next may succeed without the data of the first.
 
     Live runs go on.  Only unanswered writes can be missing from what the next daemon reads.
@@ -17276,8 +17276,7 @@ class Circumstances:
 
     def state(self, environment: str | None) -> str:
         """Returns a text that changes when packages may have."""
-        known = self.known.get(environment)
-        return encode_json(known[1] if known else state_of(self.folders(environment)))
+        return encode_json(state_of(self.folders(environment)))
 
     def folders(self, environment: str | None) -> list[str]:
         if environment is not None:
