@@ -15045,10 +15045,9 @@ def check_values(sql: Sql, path: str) -> None:
                 wrong[column] = f"strftime('%Y-%m-%dT%H:%M:%fZ', {column}, '+0 days') IS NOT {column}"
             elif column in JSON_COLUMNS and column not in ANY_JSON and table != "memory":
                 kind = "array" if column in LISTS else "object"
-                wrong[column] = f"iif(json_valid({column}), json_type({column}), '') <> '{kind}'"
+                wrong[column] = f"{column} NOT NULL AND iif(json_valid({column}), json_type({column}), '') <> '{kind}'"
         for column, condition in wrong.items():
-            is_there = "TRUE" if column == "a row" else f"{column} IS NOT NULL"
-            if sql.value(f"SELECT 1 FROM {table} WHERE {is_there} AND ({condition}) LIMIT 1"):
+            if sql.value(f"SELECT 1 FROM {table} WHERE {condition} LIMIT 1"):
                 refuse(table, column)
     known = dict(read_fields(str(VALUES["pipeline"])))
     may_have = {argument.name: argument for argument in MAY_HAVE}
@@ -15634,9 +15633,9 @@ class Store:
             if self.may_join(row, live):
                 yield row
         if asked == free + PASSED_MAX:
-            heads = self.db.execute(f"{WAITING} AND r.run_id IN ({WAITING_HEADS}) ORDER BY place")
-            others = (row for row in heads if row["place"] > last and namespace_of(row["pipeline"]) == name)
-            yield from (row for row in others if self.may_join(row, live))
+            for row in self.db.execute(f"{WAITING} AND r.run_id IN ({WAITING_HEADS}) ORDER BY place"):
+                if row["place"] > last and namespace_of(row["pipeline"]) == name and self.may_join(row, live):
+                    yield row
 
     def may_join(self, row: sqlite3.Row, live: dict[str, collections.Counter[str]]) -> bool:
         """Counts a waiting run as live and returns True, if its pipeline's limits allow that.
@@ -17525,7 +17524,7 @@ class ForkServer:
             return
         except OSError:
             data = b""
-        self.open = self.open and data != b""
+        self.open = data != b""
         self.take(data)
 
     def take(self, data: bytes) -> None:
