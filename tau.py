@@ -17496,8 +17496,9 @@ class ForkServer:
     def serve(self) -> None:
         """Serves until the other end is gone and the last child is reaped."""
         os.set_blocking(0, False)
-        while self.open or self.jobs or any(process.jobs for process in self.nursery.warm.values()):
-            channels = [0] * self.open + [self.wake, *self.nursery.channels()]
+        warm = self.nursery.warm
+        while self.open or self.jobs or any(process.jobs for process in warm.values()):
+            channels = [0] * self.open + [self.wake, *(it.channel for it in warm.values() if it.channel >= 0)]
             ready, _, _ = select.select(channels, [], [], self.patience())
             if self.wake in ready:
                 os.read(self.wake, 4096)
@@ -17945,9 +17946,6 @@ class Nursery:
         idle = [process for process in self.warm.values() if not process.is_used()]
         ends += [process.used_at + self.most["warm_idle_s"] for process in idle]
         return max(0.0, min(ends) - monotonic()) if ends else None
-
-    def channels(self) -> list[int]:
-        return [process.channel for process in self.warm.values() if process.channel >= 0]
 
     def pids(self) -> set[int]:
         """Returns the processes that are no runs: the warm ones, in whose sessions children begin, and the spares."""
