@@ -15088,7 +15088,7 @@ def settle_copy(store: Store, copy: sqlite3.Connection, schema: int, path: str, 
     Runs that were live in the backup end, ticks since then are skipped, and revoked keys stay revoked.
     """
     adopt(copy, schema, path)
-    store.use(copy)
+    store.db, store.sql = copy, Questions(copy)
     copy.execute("BEGIN")
     # What else was remembered is of another time: gaps, sessions, when the daemon was alive.
     kept = "(name = 'pruned' AND json_type(data) = 'integer') OR (name = ? AND json_type(data, '$.paused_at') = 'text')"
@@ -15162,13 +15162,11 @@ class Store:
         if examine(self.database.path) == 0 and left:
             raise unusable(self.database.path, f"it is empty, but {self.home} holds {len(left)} deployed sources")
         self.database.open(loop)
-        self.use(self.database.writer)
+        self.db = self.database.writer
+        self.sql: Questions = Questions(self.db)
         self.ask: Questions = Questions(self.database.reader)
         newest = self.ask.value("SELECT max(run_id) FROM runs")
         self.last_id = read_id(newest) if newest else 0
-
-    def use(self, db: sqlite3.Connection) -> None:
-        self.db, self.sql = db, Questions(db)
 
     def close(self) -> None:
         self.database.close()
@@ -17642,8 +17640,7 @@ class ForkServer:
         """Writes the end record to its file.  Tells the daemon too, in case the disk is full."""
         path = job["journal"] + ".end"
         with contextlib.suppress(OSError):
-            if os.path.lexists(path):
-                remove_tree(path)  # the run's: what it says is not to be believed
+            remove_tree(path)  # the run's: what it says is not to be believed
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
                 file.write(encode(record))
         self.tell({"stem": job["stem"], "end": record})
