@@ -15400,18 +15400,18 @@ class Store:
             return  # it has no quotas, and never had any
         row = self.sql.namespace(namespace_of(name))
         demand_memory(name, options.get("memory") or self.settings["memory_bytes"], row["options"]["memory_bytes"])
-        quotas = {it["quota"]: it for it in self.quotas(self.sql, row, REFUSING)}
-        for it in quotas.values():
+        quotas = self.quotas(self.sql, row, REFUSING)
+        for it in quotas:
             if it["used"] >= it["limit"]:
                 message = f"namespace '{row['name']}' has used up {it['quota']}: {it['used']:,} of {it['limit']:,}"
                 raise OverQuota(message, shell_line("tau", "namespace", "show", row["name"]), **it)
         today = self.now()[:10]
-        for it in quotas.values():
-            if it["used"] + (it["quota"] != "disk_bytes") >= it["limit"] * NEAR:
+        for it in quotas:
+            used = it["used"] + (it["quota"] != "disk_bytes")
+            if used >= it["limit"] * NEAR:
                 self.tell_near(name, it, today)
-        if "runs_per_day" in quotas:
-            used = quotas["runs_per_day"]["used"] + 1
-            self.sql.set("namespaces", {"name": row["name"]}, day=today, day_runs=used)
+            if it["quota"] == "runs_per_day":
+                self.sql.set("namespaces", {"name": row["name"]}, day=today, day_runs=used)
 
     def tell_near(self, name: str, quota: Json, today: str) -> None:
         """Adds an event about a quota, unless there was one today; *name* is the pipeline of which a run came near."""
@@ -15492,11 +15492,11 @@ class Store:
     def remove_namespace(self, name: str, actor: str) -> None:
         for table, column in (*NAMED_IN, *NAMED_TOO):
             self.db.execute(f"DELETE FROM {table} WHERE {column} GLOB ?", (f"{name}/*",))
-        for table, column in (("totals", "namespace"), ("namespaces", "name")):
-            self.db.execute(f"DELETE FROM {table} WHERE {column} = ?", (name,))
+        self.db.execute("DELETE FROM totals WHERE namespace = ?", (name,))
+        self.db.execute("DELETE FROM namespaces WHERE name = ?", (name,))
         self.event("namespace.removed", None, None, {"name": name}, actor)
-        for known in (self.shares.taken, self.disk):
-            known.pop(name, None)
+        self.shares.taken.pop(name, None)
+        self.disk.pop(name, None)
 
     def add_key(self, key: Json, actor: str) -> None:
         """Adds a key.  Raises Conflict if a key of this name is not revoked."""
@@ -16634,10 +16634,11 @@ class BoundedQuestions(Questions):
 UNENDED = """(SELECT r.*, (SELECT data FROM observations o WHERE kind = 'progress' AND o.run_id = r.run_id
     AND o.attempt = r.attempt) AS progress FROM runs r WHERE status IN ('running', 'retrying')
     UNION ALL SELECT *, NULL FROM runs WHERE status = 'queued')"""
-#: The version of a pipeline that is or was live, and what there is before the first.
+#: The live version on probation that a run was of.
 ON_PROBATION = """SELECT v.pipeline, v.version, v.probation, v.replaces, r.run_id FROM runs r
     JOIN live v ON v.pipeline = r.pipeline AND v.version = r.version
     WHERE r.run_id = ? AND r.started_at > '' AND v.probation IS NOT NULL"""
+#: The version of a pipeline that is or was live, and what there is before the first.
 LAST_VERSION = """SELECT v.*, deployed, (SELECT max(version) FROM versions WHERE pipeline = p.name) AS newest
     FROM pipelines p JOIN versions v ON v.pipeline = p.name AND v.version = p.version WHERE p.name = ?"""
 NO_VERSION: Json = {"version": None, "deployed": 0, "newest": 0, "sha256": "", "entry": None, "options": {"params": {}}}
