@@ -15582,8 +15582,8 @@ class Store:
         live: dict[str, collections.Counter[str]] = {}
         active = [team for team in teams.values() if team["queued"] or team["due"]]
         waiting = {team["name"]: self.within_quotas(team, free, self.queue(team, free, live)) for team in active}
-        ends = self.shares.ends
-        self.shares.ends = pick(ends, *self.sql.values(STILL_RUNNING, encode_json([*ends]))) if ends else {}
+        if ends := self.shares.ends:
+            self.shares.ends = pick(ends, *self.sql.values(STILL_RUNNING, encode_json([*ends])))
         chosen: list[Any] = []
         while waiting and len(chosen) < free:
             name = self.shares.next(waiting)
@@ -15719,8 +15719,8 @@ class Store:
         self.end_steps(run_id, attempt, outcome, times["finished_at"])
         if outcome.error is not None:
             outcome.error["fingerprint"] = error_fingerprint(outcome.error)
-        now = "SELECT pipeline, version, r.status, r.started_at, stopping FROM runs r JOIN attempts a USING (run_id)"
-        (run,) = self.sql.rows(f"{now} WHERE run_id = ? AND a.attempt = ?", run_id, attempt)
+        runs = "SELECT pipeline, version, r.status, r.started_at, stopping FROM runs r JOIN attempts a USING (run_id)"
+        (run,) = self.sql.rows(f"{runs} WHERE run_id = ? AND a.attempt = ?", run_id, attempt)
         if run["status"] != "running":
             return  # a final status never changes
         ended = {"status": outcome.status, "error": outcome.error, **times}
