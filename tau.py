@@ -13267,8 +13267,8 @@ class Starter:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
 
-    def __init__(self, home: str, settings: Json, circumstances: Circumstances) -> None:
-        self.home, self.settings, self.circumstances = home, settings, circumstances
+    def __init__(self, home: str, settings: Json, venvs: Venvs) -> None:
+        self.home, self.settings, self.venvs = home, settings, venvs
         self.server: Json = {}  # identity of the fork server that jobs go to
         self.warm: list[Json] = []  # what it says of its warm processes
 
@@ -13317,8 +13317,8 @@ class Starter:
             "boot": self.server["boot"],
             "umask": self.settings["umask"],
             "executor": job.get("executor"),
-            "python": self.circumstances.venvs.python(job["environment"]),
-            "packages": self.circumstances.state(job["environment"]),
+            "python": self.venvs.python(job["environment"]),
+            "packages": self.venvs.state(job["environment"]),
             "warming": pick(self.settings, "warm_processes", "warm_idle_s", "warm_bytes"),
         }
         self.writer.write(encode(job))
@@ -13330,11 +13330,10 @@ class Runner:
     def __init__(self, home: str, settings: Json, store: Store, feed: Feed, venvs: Venvs) -> None:
         self.home, self.settings, self.store, self.feed = home, settings, store, feed
         self.venvs, self.folder = venvs, os.path.join(home, "runs")
-        self.circumstances = Circumstances(venvs)
         self.unpacked = Unpacked(store)
         self.live: dict[str, Process] = {}  # by stem
         self.latencies: list[float] = []  # milliseconds from queued to started, the last thousand
-        self.starter = Starter(home, settings, self.circumstances)
+        self.starter = Starter(home, settings, venvs)
         self.tasks = Tasks(store.metrics.failed)
         self.spawn = self.tasks.spawn
         self.paused = False  # nothing is decided or admitted any more
@@ -13377,7 +13376,7 @@ class Runner:
                 files = [*self.store.ask.sources(job["sha256"])]
                 job |= {"executor": way, "environment": None, "files": files}
             else:
-                process.circumstances, new = self.circumstances.of(job["environment"])
+                process.circumstances, new = self.venvs.circumstances(job["environment"])
                 if new is not None:  # no other process had the same
                     row = process.circumstances, new
                     self.spawn(asyncio.wait_for(self.store.write(self.store.add_circumstances, *row), None))
@@ -17201,13 +17200,14 @@ def admits(wanted: str, mine: tuple[int, ...]) -> bool:
 
 
 class Venvs:
-    """Builds the virtual environments of a home, named by the digest of what is in them."""
+    """The virtual environments of a home, named by the digest of what is in them; None stands for the daemon's own."""
 
     def __init__(self, home: str, settings: Json) -> None:
         self.folder, self.settings = os.path.join(home, "environments"), settings
+        self.started_at = rfc3339(time.time())
+        self.known: dict[str | None, tuple[Any, str]] = {}  # the state of its packages, the circumstances' fingerprint
 
     def python(self, digest: str | None) -> str | None:
-        """Returns an environment's interpreter; None stands for the daemon's."""
         return None if digest is None else os.path.join(self.folder, digest, "bin", "python")
 
     async def build(self, header: Json, entry: str, emit: AnyFunction | None = None) -> Json:
@@ -17244,33 +17244,25 @@ class Venvs:
             raise
         return log[-BUILD_LINES:]
 
-
-class Circumstances:
-    """The circumstances of runs on this machine, by virtual environment; read again when packages may have changed."""
-
-    def __init__(self, venvs: Venvs) -> None:
-        self.venvs, self.started_at = venvs, rfc3339(time.time())
-        self.known: dict[str | None, tuple[list[str], Any, str]] = {}  # folders, their state, the fingerprint
-
-    def of(self, environment: str | None) -> tuple[str, Json | None]:
+    def circumstances(self, digest: str | None) -> tuple[str, Json | None]:
         """Returns a fingerprint, and if it is new: Python, packages, names of variables, when the daemon started."""
-        folders, state, mark = self.known.get(environment) or (self.folders(environment), None, "")
+        folders, (state, mark) = self.folders(digest), self.known.get(digest, (None, ""))
         if (now := state_of(folders)) == state:
             return mark, None
         document = {"python": sys.version.split()[0], "packages": packages_in(folders)}
         document |= {"variables": dict.fromkeys(sorted(os.environ)[:500], "set"), "daemon_started_at": self.started_at}
         mark = fingerprint(encode_json(document))
-        self.known[environment] = folders, now, mark
+        self.known[digest] = now, mark
         return mark, document
 
-    def state(self, environment: str | None) -> str:
+    def state(self, digest: str | None) -> str:
         """Returns a text that changes when packages may have."""
-        return encode_json(state_of(self.folders(environment)))
+        return encode_json(state_of(self.folders(digest)))
 
-    def folders(self, environment: str | None) -> list[str]:
-        if environment is not None:
-            return glob.glob(f"{glob.escape(self.venvs.folder)}/{environment}/lib/python3*/site-packages")
-        return package_folders()
+    def folders(self, digest: str | None) -> list[str]:
+        if digest is None:
+            return package_folders()
+        return glob.glob(f"{glob.escape(self.folder)}/{digest}/lib/python3*/site-packages")
 
 
 def packages_in(folders: list[str]) -> dict[str, str]:
