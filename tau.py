@@ -15141,13 +15141,13 @@ LEDGER = ""
 
 
 class Store:
-    """Opens and changes the store: the methods after open() run on the writer's thread, through write()."""
+    """Opens and changes the store: the methods after close() run on the writer's thread, through write()."""
 
     def __init__(self, home: str, settings: Json, clock: Clock | None = None) -> None:
         self.home, self.settings, self.clock = home, settings, clock or Clock()
         self.metrics = Metrics()
         self.database = Database(database_path(settings["url"], home), self.metrics.failed)
-        self.write, self.close = self.database.write, self.database.close
+        self.write = self.database.write
         self.on_finish: Callable[[str, str, str], None] = lambda *run: None  # name, id and status; in the same commit
         self.last_id = 0  # the newest run id as a number: ids never repeat or go back
         self.shares = Shares()
@@ -15166,6 +15166,9 @@ class Store:
         self.ask: Questions = Questions(self.database.reader)
         newest = self.ask.value("SELECT max(run_id) FROM runs")
         self.last_id = read_id(newest) if newest else 0
+
+    def close(self) -> None:
+        self.database.close()
 
     def now(self, later: float = 0.0) -> str:
         """Returns the time as text, *later* seconds from now."""
@@ -16048,7 +16051,7 @@ class Questions(Sql):
         count = f"SELECT count(*) FROM (SELECT 1 FROM {source}{condition} LIMIT {most + 1})"
         return rows, len(rows) if len(rows) < limit else self.value(count, *values)
 
-    def pipeline_count(self, among: Among) -> int:
+    def pipeline_count(self, among: Among = None) -> int:
         condition, values = where({AMONG: among})
         return int(self.value(f"SELECT count(*) FROM live{condition}", *values))
 
