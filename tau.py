@@ -15141,13 +15141,12 @@ LEDGER = ""
 
 
 class Store:
-    """Opens and changes the store: the methods after close() run on the writer's thread, through write()."""
+    """Opens and changes the store: the methods after write() run on the writer's thread, through it."""
 
     def __init__(self, home: str, settings: Json, clock: Clock | None = None) -> None:
         self.home, self.settings, self.clock = home, settings, clock or Clock()
         self.metrics = Metrics()
         self.database = Database(database_path(settings["url"], home), self.metrics.failed)
-        self.write = self.database.write
         self.on_finish: Callable[[str, str, str], None] = lambda *run: None  # name, id and status; in the same commit
         self.last_id = 0  # the newest run id as a number: ids never repeat or go back
         self.shares = Shares()
@@ -15169,6 +15168,14 @@ class Store:
 
     def close(self) -> None:
         self.database.close()
+
+    def write(self, work: Callable[..., Answer], *arguments: Any) -> Awaitable[Answer]:
+        """Calls one of the methods below on the writer's thread; the answer comes when its changes are on disk.
+
+        *work* must raise a TauError before it changes anything; the caller gets the error.
+        StorageFull says that the disk has no room and nothing was recorded.
+        """
+        return self.database.write(work, arguments)
 
     def now(self, later: float = 0.0) -> str:
         """Returns the time as text, *later* seconds from now."""
@@ -16845,13 +16852,9 @@ class Database:
 
     # Writing: many facts, one commit.
 
-    def write(self, work: Callable[..., Answer], *arguments: Any) -> asyncio.Future[Answer]:
-        """Calls *work* on the writer's thread, in one transaction with all writes of the loop's turn.
-
-        The answer comes when its changes are on disk.  *work* must raise a TauError before it changes anything; the
-        caller gets the error.  StorageFull says that the disk has no room and nothing was recorded.
-        """
-        future: asyncio.Future[Answer] = self.loop.create_future()
+    def write(self, work: Callable[..., Any], arguments: tuple[Any, ...]) -> asyncio.Future[Any]:
+        """Has *work* done on the writer's thread, in one transaction with all writes of the loop's turn."""
+        future: asyncio.Future[Any] = self.loop.create_future()
         if not self.pending:
             self.loop.call_soon(self.flush)
         self.pending.append((work, arguments, future))
