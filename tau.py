@@ -3280,6 +3280,15 @@ def read_lines(
     return cut_lines(lines, longest), offset + end, more
 
 
+def append_record(path: str, record: Json) -> None:
+    """Adds a record to a run's journal, unless the run has removed that or the disk is full."""
+    with (
+        contextlib.suppress(OSError),
+        open(open_file(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW), "wb", 0) as file,
+    ):
+        file.write(b"\n" + encode(record))  # a crash or a full disk may have left half a line
+
+
 def size_of(path: str) -> int:
     """Returns how many bytes a file has; 0 if there is none."""
     try:
@@ -7037,7 +7046,7 @@ async def heal(call: Call, name: PipelineName, *, auto: bool = False) -> Json:
         tau heal orders --auto
     """
     healing, began = agent_settings(call), time.monotonic()
-    attempt = await call.write(call.store.begin_heal, name, healing)
+    attempt = await call.write(call.store.begin_heal, name)
     call.actor.reason = call.actor.reason or f"{attempt['attempt']} mends {attempt['incident']}"
     done: Json = {"verdict": "given_up", "reason": "taud ended, or the caller left"}
     try:
@@ -7050,7 +7059,7 @@ async def heal(call: Call, name: PipelineName, *, auto: bool = False) -> Json:
         raise
     finally:
         done = attempt | done | {"duration_s": round(time.monotonic() - began, 3)}
-        await asyncio.shield(call.write(call.store.end_heal, omit(done, ("files", "entry", "probation")), healing))
+        await asyncio.shield(call.write(call.store.end_heal, omit(done, ("files", "entry", "probation"))))
     return done | ({"next": [shell_line("tau", "retry", attempt["run_id"])]} if done["verdict"] == "fixed" else {})
 
 
@@ -9285,7 +9294,7 @@ class Daemon:
             self.outbox.configure(self.outbox.read(self.settings))
             await self.runner.open()
             self.scheduler.open()
-            await self.store.write(self.store.give_up_heals, self.settings["heal"])
+            await self.store.write(self.store.give_up_heals)
             for part, pause in (
                 (self.retention.watch, PRUNE_EVERY_S),
                 (self.scheduler.watch, ALIVE_S),
@@ -13109,8 +13118,8 @@ def fault_stacks(lines: list[bytes]) -> tuple[Json, list[Json]]:
 class Starter:
     """The connection to the fork server, which is replaced when it dies."""
 
-    def __init__(self, home: str, settings: Json, circumstances: Circumstances) -> None:
-        self.home, self.settings, self.circumstances = home, settings, circumstances
+    def __init__(self, home: str, settings: Json, venvs: Venvs) -> None:
+        self.home, self.settings, self.venvs = home, settings, venvs
         self.server: Json = {}  # identity of the fork server that jobs go to
         self.warm: list[Json] = []  # what it says of its warm processes
 
@@ -13159,8 +13168,8 @@ class Starter:
             "boot": self.server["boot"],
             "umask": self.settings["umask"],
             "executor": job.get("executor"),
-            "python": self.circumstances.venvs.python(job["environment"]),
-            "packages": self.circumstances.state(job["environment"]),
+            "python": self.venvs.python(job["environment"]),
+            "packages": self.venvs.state(job["environment"]),
             "warming": pick(self.settings, "warm_processes", "warm_idle_s", "warm_bytes"),
         }
         self.writer.write(encode(job))
@@ -13171,11 +13180,11 @@ class Runner:
 
     def __init__(self, store: Store, feed: Feed, venvs: Venvs) -> None:
         self.home, self.settings, self.store, self.feed = store.home, store.settings, store, feed
-        self.folder, self.circumstances = os.path.join(self.home, "runs"), Circumstances(venvs)
+        self.venvs, self.folder = venvs, os.path.join(self.home, "runs")
         self.unpacked = Unpacked(store)
         self.live: dict[str, Process] = {}  # by stem
         self.latencies: list[float] = []  # milliseconds from queued to started, the last thousand
-        self.starter = Starter(self.home, self.settings, self.circumstances)
+        self.starter = Starter(self.home, self.settings, venvs)
         self.tasks = Tasks(store.metrics.failed)
         self.spawn = self.tasks.spawn
         self.paused = False  # nothing is decided or admitted any more
@@ -13217,7 +13226,7 @@ class Runner:
                 files = [*self.store.ask.sources(job["sha256"])]
                 job |= {"executor": way, "environment": None, "files": files}
             else:
-                process.circumstances, new = self.circumstances.of(job["environment"])
+                process.circumstances, new = self.venvs.circumstances(job["environment"])
                 if new is not None:  # no other process had the same
                     row = process.circumstances, new
                     self.spawn(asyncio.wait_for(self.store.write(self.store.add_circumstances, *row), None))
@@ -13505,7 +13514,8 @@ class Runner:
         while process.start is None and not process.closed.is_set() and process.stem in self.live:
             await asyncio.sleep(POLL_WATCHED_S)  # not born yet: watch() reads its first record
         if not process.executor:  # else the outpost does this
-            note_stop(process.path)
+            # An outcome below this record does not count, whatever its time.
+            append_record(process.path + ".journal", {"t": "stop", "at": time.time()})
         signals = [(signal.SIGTERM, self.grace(process)), (signal.SIGKILL, 5.0)]
         for number, patience in signals[1:] if force else signals:
             if process.start is not None and not process.closed.is_set():
@@ -13549,14 +13559,6 @@ def revoke_start(process: Process) -> bool:
     except FileExistsError:
         return False
     return True
-
-
-def note_stop(path: str) -> None:
-    """Writes into a run's journal that it is asked to end: an outcome below that does not count, whatever its time."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW
-    # It fails if the run has removed its journal, or the disk is full.
-    with contextlib.suppress(OSError), open(open_file(f"{path}.journal", flags), "wb", 0) as file:
-        file.write(b"\n" + encode({"t": "stop", "at": time.time()}))  # a full disk may have left half a line
 
 
 def save_memos(folder: str, memos: dict[str, bytes]) -> None:
@@ -13717,7 +13719,7 @@ class Agenda:
             self.store.event("probation.failed", name, None, why | {"problem": str(problem), "hint": problem.hint})
             return
         for row in fixed:
-            self.store.reopen(row, run)
+            self.store.set_incident("reopened", row, run, status="open", closed_at=None)
 
     def check(
         self, pipelines: list[Json], caller: Caller | None, cron: str | None = None, expect: int | None = None
@@ -14398,10 +14400,7 @@ FREE_PAGES = 4096
 #: statuses → the term after which their runs are deleted.
 AGES = (("success", "cancelled"), "run_s"), (FAILURES, "failed_s")
 #: What is deleted, in this order, until the database is small enough: (name, kind in PRUNED, age).
-FORCED = (
-    *(("logs", "log_lines", YOUNG_S), ("runs", "oldest runs", YOUNG_S)),
-    *(("logs", "log_lines", 3600.0), ("runs", "oldest runs", 3600.0)),
-)
+FORCED = [(*kind, age) for age in (YOUNG_S, 3600.0) for kind in (("logs", "log_lines"), ("runs", "oldest runs"))]
 COUNTED = ("runs", "log_lines", "events", "versions", "incidents")
 #: The condition for deleting a run `r`: it is not its pipeline's last run or last success, and nothing refers to it.
 GOING = (
@@ -14447,10 +14446,10 @@ OWNED = {
     "events": ("events", "seq", f"{OF_RUNS} AND seq < (SELECT max(seq) FROM events)"),
 }
 #: Folder of the home → what is needed in it.
-NEEDED = {
-    "versions": "SELECT sha256 FROM versions",
-    "environments": "SELECT DISTINCT json_extract(options, '$.environment') FROM versions",
-}
+NEEDED = (
+    ("versions", "SELECT sha256 FROM versions"),
+    ("environments", "SELECT DISTINCT json_extract(options, '$.environment') FROM versions"),
+)
 #: The names of memos that may go.  What has another name than a run's is none of Tau's.
 OLD_MEMOS = f"""
     SELECT value FROM json_each(?) LEFT JOIN runs ON run_id = value
@@ -14476,7 +14475,6 @@ def retention_terms(settings: Json, age: float | None = None, keep: int | None =
 
 
 def age_bounds(terms: Json, now: float) -> Json:
-    """Returns the times, and the run id, before which rows are deleted."""
     bounds = {f"{kind}_at": rfc3339(now - terms[f"{kind}_s"]) for kind in ("run", "failed", "event", "young")}
     return bounds | {"log_id": id_at(now - terms["log_s"])}
 
@@ -14492,15 +14490,15 @@ def run_bounds(ask: Questions, name: str, terms: Json, now: float) -> Iterator[t
         yield from ((name, status, bound) for status in statuses)
 
 
-class Gone(collections.Counter[tuple[str, str]]):
-    """How many rows are deleted: by their kind and, of runs, by their pipeline."""
+#: How many rows are deleted: by their kind and, of runs, by their pipeline.
+Gone = collections.Counter[tuple[str, str]]
 
 
 class Retention:
     """Deletes what is old, batch by batch, while the daemon works."""
 
     def __init__(self, store: Store, owns_home: Callable[[], bool]) -> None:
-        self.home, self.store, self.owns_home = store.home, store, owns_home
+        self.store, self.owns_home = store, owns_home
         self.deploying = 0  # deployments under way: they may need folders that no version names yet
         self.lock = asyncio.Lock()  # one prune at a time
         self.gone = Gone()  # by the prune under way
@@ -14524,8 +14522,7 @@ class Retention:
             for what in ("events", "versions", "incidents"):
                 await self.remove(what, bounds)
             if self.owns_home():
-                await self.remove_folders()
-                await self.remove_memos(bounds["log_id"])
+                await self.remove_folders(bounds["log_id"])
             forced = await self.force(terms["bytes"], now)
             await self.shrink(0 if thorough else FREE_PAGES)
             counts = {what: sum(n for (kind, _), n in self.gone.items() if kind == what) for what in COUNTED}
@@ -14553,18 +14550,16 @@ class Retention:
             gone, after = await self.batch(self.delete_some, what, bounds, after)
             self.gone.update(gone)
 
-    async def remove_folders(self) -> None:
-        """Deletes what no version needs in the directories of sources and virtual environments."""
-        for name, needed in NEEDED.items():
-            known = {*self.store.ask.values(needed)}
-            for path in () if self.deploying else sweep(os.path.join(self.home, name), known):
-                await asyncio.to_thread(remove_tree, path)
-
-    async def remove_memos(self, log_id: str) -> None:
-        """Deletes the memos of deleted runs, and of ended runs whose logs are past their age."""
-        folder = os.path.join(self.home, "memos")
-        for run_id in self.store.ask.values(OLD_MEMOS, json.dumps(names_below(folder)), log_id):
-            await asyncio.to_thread(remove_tree, os.path.join(folder, run_id))
+    async def remove_folders(self, log_id: str) -> None:
+        """Deletes sources and environments that no version needs, and memos of runs that are gone or without logs."""
+        ask, home = self.store.ask, self.store.home
+        memos = os.path.join(home, "memos")
+        old = ask.values(OLD_MEMOS, json.dumps(names_below(memos)), log_id)
+        paths = [os.path.join(memos, run_id) for run_id in old]
+        for name, needed in () if self.deploying else NEEDED:
+            paths += sweep(os.path.join(home, name), {*ask.values(needed)})
+        for path in paths:
+            await asyncio.to_thread(remove_tree, path)
 
     async def force(self, most: int, now: float) -> list[str]:
         """Deletes more if the database has more than *most* bytes, and returns what."""
@@ -14881,10 +14876,9 @@ def check_values(sql: Sql, path: str) -> None:
                 wrong[column] = f"strftime('%Y-%m-%dT%H:%M:%fZ', {column}, '+0 days') IS NOT {column}"
             elif column in JSON_COLUMNS and column not in ANY_JSON and table != "memory":
                 kind = "array" if column in LISTS else "object"
-                wrong[column] = f"iif(json_valid({column}), json_type({column}), '') <> '{kind}'"
+                wrong[column] = f"{column} NOT NULL AND iif(json_valid({column}), json_type({column}), '') <> '{kind}'"
         for column, condition in wrong.items():
-            is_there = "TRUE" if column == "a row" else f"{column} IS NOT NULL"
-            if sql.value(f"SELECT 1 FROM {table} WHERE {is_there} AND ({condition}) LIMIT 1"):
+            if sql.value(f"SELECT 1 FROM {table} WHERE {condition} LIMIT 1"):
                 refuse(table, column)
     known = dict(read_fields(str(VALUES["pipeline"])))
     may_have = {argument.name: argument for argument in MAY_HAVE}
@@ -14925,7 +14919,7 @@ def settle_copy(store: Store, copy: sqlite3.Connection, schema: int, path: str, 
     Runs that were live in the backup end, ticks since then are skipped, and revoked keys stay revoked.
     """
     adopt(copy, schema, path)
-    store.use(copy)
+    store.db, store.sql = copy, Questions(copy)
     copy.execute("BEGIN")
     # What else was remembered is of another time: gaps, sessions, when the daemon was alive.
     kept = "(name = 'pruned' AND json_type(data) = 'integer') OR (name = ? AND json_type(data, '$.paused_at') = 'text')"
@@ -14998,13 +14992,11 @@ class Store:
         if examine(self.database.path) == 0 and left:
             raise unusable(self.database.path, f"it is empty, but {self.home} holds {len(left)} deployed sources")
         self.database.open(loop)
-        self.use(self.database.writer)
+        self.db = self.database.writer
+        self.sql: Questions = Questions(self.db)
         self.ask: Questions = Questions(self.database.reader)
         newest = self.ask.value("SELECT max(run_id) FROM runs")
         self.last_id = read_id(newest) if newest else 0
-
-    def use(self, db: sqlite3.Connection) -> None:
-        self.db, self.sql = db, Questions(db)
 
     def close(self) -> None:
         self.database.close()
@@ -15028,9 +15020,9 @@ class Store:
         """Adds an event to the ledger, in the transaction of the change; *tick* is what the event decides about."""
         self.database.touched |= {LEDGER, run_id or LEDGER}
         now = self.clock.time()
-        self.metrics.fact(
-            type_name, pipeline, data, now - instant_of(tick) if tick and type_name == "tick.fired" else None
-        )
+        self.metrics.fact(type_name, pipeline, data)
+        if tick and type_name == "tick.fired":
+            self.metrics.add("tau_schedule_lateness_seconds", max(now - instant_of(tick), 0.0))
         event = {"at": rfc3339(now), "type": type_name, "pipeline": pipeline, "run_id": run_id, "data": data}
         reason = cut_text(actor.reason, 500) if isinstance(actor, Actor) and actor.reason else None
         self.sql.put("events", event | {"actor": actor, "reason": reason, "scheduled_for": tick})
@@ -15067,28 +15059,24 @@ class Store:
         before = self.sql.incident_of(name, mark) or {"status": "", "count": 0, "versions": [], "first_at": now}
         row = {"incident": INCIDENT + fingerprint(name, mark), "pipeline": name, "fingerprint": mark, **before}
         row |= {key: error[key] and cut_text(error[key], 300) for key in ("step", "type", "message")}
-        row |= {"status": "open", "count": before["count"] + 1, "closed_at": None, "last_at": now}
+        row |= {"status": "open", "count": before["count"] + 1, "last_at": now}
         versions = [*(number for number in before["versions"] if number != version), version]
         row |= {"versions": versions[-VERSIONS_TOLD:], "last_run": run["run_id"]}
         self.sql.put("incidents", row, clash="REPLACE")
         if before["status"] != "open":
-            self.incident_event("reopened" if before["count"] else "opened", row, run)
+            self.set_incident("reopened" if before["count"] else "opened", row, run, closed_at=None)
 
     def close_incidents(self, name: str, run: Json | None = None) -> None:
         """Closes what is open of a pipeline: this run has succeeded, or nobody needs it any more."""
-        fixed = {"fixed_by": run and run["version"], "fixed_run": run and run["run_id"]}
+        changes: Json = {"status": "closed", "closed_at": self.now()}
+        changes |= {"fixed_by": run and run["version"], "fixed_run": run and run["run_id"]}
         for row in self.sql.rows("SELECT * FROM incidents WHERE status = 'open' AND pipeline = ?", name):
-            self.sql.set("incidents", pick(row, "incident"), status="closed", closed_at=self.now(), **fixed)
             last = {"pipeline": name, "run_id": row["last_run"], "version": row["versions"][-1]}
-            self.incident_event("closed", row, run or last)
+            self.set_incident("closed", row, run or last, **changes)
 
-    def reopen(self, incident: Json, run: Json) -> None:
-        """Opens an incident again, because the version that fixed it is no longer live; *run* says why."""
-        self.sql.set("incidents", pick(incident, "incident"), status="open", closed_at=None)
-        self.incident_event("reopened", incident, run)
-
-    def incident_event(self, what: str, incident: Json, run: Json) -> None:
-        """Adds an event that outlives the run which caused it."""
+    def set_incident(self, what: str, incident: Json, run: Json, **columns: Any) -> None:
+        """Changes an incident, and adds an event that outlives the run which caused it."""
+        self.sql.set("incidents", pick(incident, "incident"), **columns)
         data = pick(incident, "incident", "count", "step", "type", "message") | pick(run, "run_id", "version")
         self.event(f"incident.{what}", run["pipeline"], None, data)
 
@@ -15116,14 +15104,15 @@ class Store:
         self.event("heal.paused" if data else "heal.resumed", None, None, data, actor)
         return True
 
-    def begin_heal(self, name: str, healing: Json, actor: str) -> Json:
+    def begin_heal(self, name: str, actor: str) -> Json:
         """Claims the latest open incident of a pipeline for an agent.  Conflict at a bound of [heal]."""
         self.sql.known(name)
         if (row := self.sql.row(LAST_OPEN, name)) is None:
             raise NotFound(f"'{name}' has no open incident", shell_line("tau", "errors", name, "--all"))
         if paused := self.sql.remembered(HEALING):
             raise Conflict(f"healing is paused since {paused['paused_at']}", "tau resume --healing")
-        for bound, _ in self.bounds_reached(row["incident"], healing, *HEALS_COUNTED):
+        healing = self.settings["heal"]
+        for bound, _ in self.bounds_reached(row["incident"], *HEALS_COUNTED):
             message = f"[heal] {bound} = {healing[bound]} is reached"
             raise Conflict(message, shell_line("tau", "inspect", row["incident"]), bound=bound)
         attempt = f"heal-{os.urandom(6).hex()}"
@@ -15133,29 +15122,29 @@ class Store:
         self.event("heal.began", name, None, about, actor)
         return about | {"pipeline": name}
 
-    def bounds_reached(self, incident: str, healing: Json, *bounds: str) -> Iterator[tuple[str, int]]:
+    def bounds_reached(self, incident: str, *bounds: str) -> Iterator[tuple[str, int]]:
         """Yields those of the bounds of [heal] that are reached, each with how many attempts it counts."""
         for bound in bounds:
             count = f"SELECT count(*) FROM heals h WHERE {HEALS_COUNTED[bound]}"
             tried = self.sql.value(count, incident=incident, day=self.now(-DAY_S))
-            if tried >= healing[bound]:
+            if tried >= self.settings["heal"][bound]:
                 yield bound, tried
 
-    def end_heal(self, done: Json, healing: Json, actor: str) -> None:
+    def end_heal(self, done: Json, actor: str) -> None:
         """Records what came of an attempt, and tells a person if there will be no other."""
         key = pick(done, "attempt")
         self.sql.set("heals", key, ended_at=self.now(), verdict=done["verdict"])
         self.event(f"heal.{done['verdict']}", done["pipeline"], None, omit(done, ("pipeline", "verdict")), actor)
         self.sql.set("incidents", pick(done, "incident") | {"claimed_by": key["attempt"]}, **dict.fromkeys(CLAIM))
         if done["verdict"] not in ("fixed", "proven"):
-            for bound, tried in self.bounds_reached(done["incident"], healing, "attempts", "per_day"):
+            for bound, tried in self.bounds_reached(done["incident"], "attempts", "per_day"):
                 data = {"incident": done["incident"], "bound": bound, "attempts": tried}
                 self.event("heal.exhausted", done["pipeline"], None, data, actor)
 
-    def give_up_heals(self, healing: Json) -> None:
+    def give_up_heals(self) -> None:
         """Ends the attempts that the last daemon has left: their agents died with it."""
         for row in self.sql.rows("SELECT attempt, incident, pipeline FROM heals WHERE ended_at IS NULL"):
-            self.end_heal(row | {"verdict": "given_up", "reason": "taud ended meanwhile"}, healing, "taud")
+            self.end_heal(row | {"verdict": "given_up", "reason": "taud ended meanwhile"}, "taud")
 
     # What operations write.
 
@@ -15173,15 +15162,13 @@ class Store:
 
     def add_proof(self, deployed: list[Json], proof: Json | None, probation: int | None) -> None:
         """Saves what has proven versions before they were live, and on how many runs they are on probation."""
-        for row in deployed:
-            version = {"pipeline": row["name"], "version": row["version"]}
+        columns = without_empty({"proof": proof, "probation": probation})
+        again = "UPDATE versions SET probation = ? WHERE pipeline = ? AND version = ? AND probation IS NOT NULL"
+        for row in deployed if columns else ():
             if row["changed"]:
-                columns = without_empty({"proof": proof, "probation": probation})
-            else:  # it may have stood the test long ago
-                counts = "SELECT 1 FROM versions WHERE pipeline = ? AND version = ? AND probation IS NOT NULL"
-                columns = {"probation": probation} if probation and self.sql.row(counts, *version.values()) else {}
-            if columns:
-                self.sql.set("versions", version, **columns)
+                self.sql.set("versions", {"pipeline": row["name"], "version": row["version"]}, **columns)
+            elif probation:  # unless it has stood the test long ago
+                self.db.execute(again, (probation, row["name"], row["version"]))
 
     def add_sources(self, digest: str, sources: Sources) -> None:
         rows = [{"sha256": digest, "path": path, "content": content} for path, content in sources.items()]
@@ -15241,7 +15228,7 @@ class Store:
         if steps := (options.get("priority") or USUAL_PRIORITY) - USUAL_PRIORITY:
             run["rank"] = spell_id(self.last_id + (steps * AGING_MS << ID_SALT_BITS))
         self.sql.put("runs", run | {"expires_at": None if patience is None else self.now(patience)} | origin)
-        about = {key: value for key, value in origin.items() if value is not None and key != "upstream"}
+        about = omit(without_none(origin), ("upstream",))
         self.event("run.queued", name, run_id, {"version": version, "trigger": trigger} | about, actor)
         return run_id, "queued", False
 
@@ -15251,18 +15238,18 @@ class Store:
             return  # it has no quotas, and never had any
         row = self.sql.namespace(namespace_of(name))
         demand_memory(name, options.get("memory") or self.settings["memory_bytes"], row["options"]["memory_bytes"])
-        quotas = {it["quota"]: it for it in self.quotas(self.sql, row, REFUSING)}
-        for it in quotas.values():
+        quotas = self.quotas(self.sql, row, REFUSING)
+        for it in quotas:
             if it["used"] >= it["limit"]:
                 message = f"namespace '{row['name']}' has used up {it['quota']}: {it['used']:,} of {it['limit']:,}"
                 raise OverQuota(message, shell_line("tau", "namespace", "show", row["name"]), **it)
         today = self.now()[:10]
-        for it in quotas.values():
-            if it["used"] + (it["quota"] != "disk_bytes") >= it["limit"] * NEAR:
+        for it in quotas:
+            used = it["used"] + (it["quota"] != "disk_bytes")
+            if used >= it["limit"] * NEAR:
                 self.tell_near(name, it, today)
-        if "runs_per_day" in quotas:
-            used = quotas["runs_per_day"]["used"] + 1
-            self.sql.set("namespaces", {"name": row["name"]}, day=today, day_runs=used)
+            if it["quota"] == "runs_per_day":
+                self.sql.set("namespaces", {"name": row["name"]}, day=today, day_runs=used)
 
     def tell_near(self, name: str, quota: Json, today: str) -> None:
         """Adds an event about a quota, unless there was one today; *name* is the pipeline of which a run came near."""
@@ -15273,12 +15260,10 @@ class Store:
 
     def quotas(self, ask: Questions, namespace: Json, among: Sequence[str] = QUOTAS) -> list[Json]:
         """Returns the quotas that a namespace has, with what is used of each."""
-        midnight = rfc3339((self.clock.time() // DAY_S + 1) * DAY_S)
-        had = [{"quota": quota, "limit": namespace["options"][quota]} for quota in among]
+        resets = {"runs_per_day": rfc3339((self.clock.time() // DAY_S + 1) * DAY_S)}
         return [
-            it | {"used": self.used(ask, namespace, quota), "resets_at": midnight if quota == "runs_per_day" else None}
-            for it in had
-            if it["limit"] and (quota := it["quota"])
+            {"quota": it, "limit": limit, "used": self.used(ask, namespace, it), "resets_at": resets.get(it)}
+            for it, limit in without_empty(pick(namespace["options"], *among)).items()
         ]
 
     def used(self, ask: Questions, namespace: Json, quota: str) -> int:
@@ -15345,11 +15330,11 @@ class Store:
     def remove_namespace(self, name: str, actor: str) -> None:
         for table, column in (*NAMED_IN, *NAMED_TOO):
             self.db.execute(f"DELETE FROM {table} WHERE {column} GLOB ?", (f"{name}/*",))
-        for table, column in (("totals", "namespace"), ("namespaces", "name")):
-            self.db.execute(f"DELETE FROM {table} WHERE {column} = ?", (name,))
+        self.db.execute("DELETE FROM totals WHERE namespace = ?", (name,))
+        self.db.execute("DELETE FROM namespaces WHERE name = ?", (name,))
         self.event("namespace.removed", None, None, {"name": name}, actor)
-        for known in (self.shares.taken, self.disk):
-            known.pop(name, None)
+        self.shares.taken.pop(name, None)
+        self.disk.pop(name, None)
 
     def add_key(self, key: Json, actor: str) -> None:
         """Adds a key.  Raises Conflict if a key of this name is not revoked."""
@@ -15432,11 +15417,11 @@ class Store:
 
     def choose(self, free: int, teams: dict[str, Json]) -> list[Any]:
         """Returns the runs to start, at most *free*: each is the next one of the namespace whose turn it is."""
-        crowd = Crowd(self.sql, self.settings["backfill_concurrent"])
+        live: dict[str, collections.Counter[str]] = {}
         active = [team for team in teams.values() if team["queued"] or team["due"]]
-        waiting = {team["name"]: self.within_quotas(team, free, self.queue(team, free, crowd)) for team in active}
-        if expected := [*self.shares.ends]:
-            self.shares.expect(self.sql.values(STILL_RUNNING, encode_json(expected)))
+        waiting = {team["name"]: self.within_quotas(team, free, self.queue(team, free, live)) for team in active}
+        if ends := self.shares.ends:
+            self.shares.ends = pick(ends, *self.sql.values(STILL_RUNNING, encode_json([*ends])))
         chosen: list[Any] = []
         while waiting and len(chosen) < free:
             name = self.shares.next(waiting)
@@ -15469,7 +15454,7 @@ class Store:
             if slots == 0:
                 return
 
-    def queue(self, team: Json, free: int, crowd: Crowd) -> Iterator[Any]:
+    def queue(self, team: Json, free: int, live: dict[str, collections.Counter[str]]) -> Iterator[Any]:
         """Yields the runs of a namespace that their pipelines' limits let begin now; retries have their place already.
 
         It reads only the beginning of the queue.  If too few of these runs may begin, it goes on with the oldest
@@ -15481,12 +15466,29 @@ class Store:
         own = f"{WAITING} AND {OF_NAMESPACE} ORDER BY {PLACE_IN_QUEUE} LIMIT ?"
         for row in self.db.execute(own, (name, free + PASSED_MAX)):
             asked, last = asked + 1, row["place"]
-            if crowd.admit(row):
+            if self.may_join(row, live):
                 yield row
         if asked == free + PASSED_MAX:
-            heads = self.db.execute(f"{WAITING} AND r.run_id IN ({WAITING_HEADS}) ORDER BY place")
-            others = (row for row in heads if row["place"] > last and namespace_of(row["pipeline"]) == name)
-            yield from filter(crowd.admit, others)
+            for row in self.db.execute(f"{WAITING} AND r.run_id IN ({WAITING_HEADS}) ORDER BY place"):
+                if row["place"] > last and namespace_of(row["pipeline"]) == name and self.may_join(row, live):
+                    yield row
+
+    def may_join(self, row: sqlite3.Row, live: dict[str, collections.Counter[str]]) -> bool:
+        """Counts a waiting run as live and returns True, if its pipeline's limits allow that.
+
+        *live* has the live runs of pipelines with a limit, by kind and in all ("").
+        """
+        name, tick_most = row["pipeline"], None if row["overlap"] == "allow" else 1
+        most = {"": row["max_concurrent"], "tick": tick_most, "backfill": self.settings["backfill_concurrent"]}
+        limited = [kind for kind in {row["kind"], ""} if most[kind] is not None]
+        if limited and name not in live:
+            live[name] = collections.Counter(dict(self.db.execute(LIVE_RUNS, (name,)).fetchall()))
+            live[name][""] = live[name].total()
+        if any(live[name][kind] >= most[kind] for kind in limited):
+            return False
+        for kind in limited:
+            live[name][kind] += 1
+        return True
 
     def begin_attempt(self, run_id: str, attempt: int, server: Json) -> Json:
         now, stem = self.now(), f"{run_id}.{attempt}"
@@ -15555,15 +15557,15 @@ class Store:
         self.end_steps(run_id, attempt, outcome, times["finished_at"])
         if outcome.error is not None:
             outcome.error["fingerprint"] = error_fingerprint(outcome.error)
-        (run,) = self.sql.rows("SELECT pipeline, version, status, started_at FROM runs WHERE run_id = ?", run_id)
+        runs = "SELECT pipeline, version, r.status, r.started_at, stopping FROM runs r JOIN attempts a USING (run_id)"
+        (run,) = self.sql.rows(f"{runs} WHERE run_id = ? AND a.attempt = ?", run_id, attempt)
         if run["status"] != "running":
             return  # a final status never changes
         ended = {"status": outcome.status, "error": outcome.error, **times}
         self.sql.set("attempts", {"run_id": run_id, "attempt": attempt}, **ended)
         self.learn(run_id, attempt, run, outcome.status)
-        stopping = self.sql.value("SELECT stopping FROM attempts WHERE run_id = ? AND attempt = ?", run_id, attempt)
         pause = retry_pause(self.options(run["pipeline"], run["version"]), attempt, outcome)
-        if pause is not None and stopping != "cancelled" and self.sql.live_version(run["pipeline"]) is not None:
+        if pause is not None and run["stopping"] != "cancelled" and self.sql.live_version(run["pipeline"]) is not None:
             retry_at = self.now(pause)
             data = {"attempt": attempt, "status": outcome.status, "retry_at": retry_at} | error_summary(outcome.error)
             self.move(run_id, "retrying", data, retry_at=retry_at)
@@ -15742,28 +15744,6 @@ def retry_pause(options: Json, attempt: int, outcome: Outcome) -> float | None:
 RETRY_DELAY_MAX_S = 86_400.0
 
 
-class Crowd:
-    """Says whether a run may join the live ones of its pipeline; counts them where there is a limit."""
-
-    def __init__(self, sql: Sql, backfill_concurrent: int) -> None:
-        self.sql, self.backfill_concurrent = sql, backfill_concurrent
-        self.live: dict[str, collections.Counter[str]] = {}  # pipeline → its live runs, by kind and in all ("")
-
-    def admit(self, row: sqlite3.Row) -> bool:
-        """Counts a waiting run as live and returns True, if its pipeline's limits allow that."""
-        name, tick_most = row["pipeline"], None if row["overlap"] == "allow" else 1
-        most = {"": row["max_concurrent"], "tick": tick_most, "backfill": self.backfill_concurrent}
-        limited = [kind for kind in {row["kind"], ""} if most[kind] is not None]
-        if limited and name not in self.live:
-            counts = self.live[name] = collections.Counter(dict(self.sql.db.execute(LIVE_RUNS, (name,)).fetchall()))
-            counts[""] = counts.total()
-        if any(self.live[name][kind] >= most[kind] for kind in limited):
-            return False
-        for kind in limited:
-            self.live[name][kind] += 1
-        return True
-
-
 class Shares:
     """Whose turn it is: slot-seconds that each namespace has taken, by its weight, counted while its runs run.
 
@@ -15776,7 +15756,6 @@ class Shares:
         self.teams: dict[str, Json] = {}  # what there was
         self.wanting: set[str] = set()  # who had runs to start
         self.ends: dict[str, tuple[str, float]] = {}  # run → its namespace, and when it is expected to end
-        self.ahead: dict[str, float] = collections.defaultdict(float)  # what they will have taken more until then
 
     def look(self, now: float, teams: dict[str, Json]) -> None:
         """Counts what was taken since the last look.  Who comes back has saved nothing up."""
@@ -15789,23 +15768,18 @@ class Shares:
             self.taken[name] = max(self.taken[name], least)
         self.at, self.teams, self.wanting = now, teams, wanting
 
-    def expect(self, running: Collection[str]) -> None:
-        """Forgets what was expected of runs other than these."""
-        self.ends = {run_id: self.ends[run_id] for run_id in running if run_id in self.ends}
-        self.ahead.clear()
-        for name, end in self.ends.values():
-            self.ahead[name] += max(end - self.at, 0.0)
-
     def next(self, names: Iterable[str]) -> str:
-        """Returns who is to have the next slot: who has none, and then who has taken least."""
-        taken = {name: self.taken[name] + self.ahead[name] / self.teams[name]["weight"] for name in names}
+        """Returns who is to have the next slot: who has none, and then who will have taken least when its runs end."""
+        taken = {name: self.taken[name] for name in names}
+        for name, end in self.ends.values():
+            if name in taken:
+                taken[name] += max(end - self.at, 0.0) / self.teams[name]["weight"]
         return min(taken, key=lambda name: (self.teams[name]["running"] > 0, taken[name]))
 
     def begin(self, name: str, run_id: str, lasts: float) -> None:
         self.teams[name]["running"] += 1
         if lasts:
             self.ends[run_id] = name, self.at + lasts
-            self.ahead[name] += lasts
 
 
 #: A priority is better by one step than that of a run which has waited for so much longer.
@@ -15972,9 +15946,8 @@ class Questions(Sql):
         return self.page(columns, source, {"v.pipeline = ?": name}, "v.version DESC", limit)
 
     def why_deployed(self, name: str, number: int) -> str | None:
-        why: str | None = self.value(
-            f"SELECT ({WHY_DEPLOYED}) FROM versions v WHERE pipeline = ? AND version = ?", name, number
-        )
+        question = f"SELECT ({WHY_DEPLOYED}) FROM versions v WHERE pipeline = ? AND version = ?"
+        why: str | None = self.value(question, name, number)
         return why
 
     def next_version(self, pipeline: Json, digest: str) -> tuple[Json, Json]:
@@ -16224,7 +16197,7 @@ class Questions(Sql):
     ) -> tuple[list[Json], int, int]:  # fmt: skip
         """Returns the last log lines of those wanted, how many these are, and how many the run dropped.
 
-        Of those in a *window* that has a beginning, it returns the first.
+        Of those in a *window* that has a beginning, it returns the first.  NotFound if there is no such step.
         """
         conditions = {
             "run_id = ?": run_id,
@@ -16238,16 +16211,12 @@ class Questions(Sql):
         columns, first = "n, at, level, step, stream, message, fields", window[0] is not None
         lines, total = self.page(columns, "logs", conditions, "n" if first else "n DESC", tail, LOGS_MAX)
         if step is not None and not lines:
-            self.demand_step(run_id, step)
+            paths = self.values("SELECT DISTINCT path FROM steps WHERE run_id = ? ORDER BY path", run_id)
+            if step not in paths:
+                hint = cut_text(f"its steps: {', '.join(paths)}", 500) if paths else "it has no steps"
+                raise NotFound(f"run {run_id} has no step '{step}'", did_you_mean(step, paths, hint))
         dropped = self.value("SELECT sum(log_dropped) FROM attempts WHERE run_id = ?", run_id)
         return lines if first else lines[::-1], total, dropped or 0
-
-    def demand_step(self, run_id: str, step: str) -> None:
-        """Raises NotFound, with the steps that there are, if a run has no such step."""
-        paths = self.values("SELECT DISTINCT path FROM steps WHERE run_id = ? ORDER BY path", run_id)
-        if step not in paths:
-            hint = cut_text(f"its steps: {', '.join(paths)}", 500) if paths else "it has no steps"
-            raise NotFound(f"run {run_id} has no step '{step}'", did_you_mean(step, paths, hint))
 
     def story(self, run_id: str, after: int) -> list[Json]:
         """Returns the next page of all that a run did, as events."""
@@ -16503,10 +16472,11 @@ class BoundedQuestions(Questions):
 UNENDED = """(SELECT r.*, (SELECT data FROM observations o WHERE kind = 'progress' AND o.run_id = r.run_id
     AND o.attempt = r.attempt) AS progress FROM runs r WHERE status IN ('running', 'retrying')
     UNION ALL SELECT *, NULL FROM runs WHERE status = 'queued')"""
-#: The version of a pipeline that is or was live, and what there is before the first.
+#: The live version on probation that a run was of.
 ON_PROBATION = """SELECT v.pipeline, v.version, v.probation, v.replaces, r.run_id FROM runs r
     JOIN live v ON v.pipeline = r.pipeline AND v.version = r.version
     WHERE r.run_id = ? AND r.started_at > '' AND v.probation IS NOT NULL"""
+#: The version of a pipeline that is or was live, and what there is before the first.
 LAST_VERSION = """SELECT v.*, deployed, (SELECT max(version) FROM versions WHERE pipeline = p.name) AS newest
     FROM pipelines p JOIN versions v ON v.pipeline = p.name AND v.version = p.version WHERE p.name = ?"""
 NO_VERSION: Json = {"version": None, "deployed": 0, "newest": 0, "sha256": "", "entry": None, "options": {"params": {}}}
@@ -16633,7 +16603,6 @@ class Database:
         self.on_settled: Callable[..., Any]  # on the writer's thread, with what `settle` returned
         self.on_commit: Callable[..., None] = lambda run_ids, *due: None  # on the loop, with changed runs and due work
         self.thread: threading.Thread | None = None
-        self.readers: list[sqlite3.Connection] = []  # of threads that read; none of them is in use
         self.refused_at: str | None = None  # when a write last found no room on the disk
         self.is_full = False  # whether no write has found room since
 
@@ -16658,8 +16627,7 @@ class Database:
         """Writes what is pending, and closes both connections, the writer's last."""
         if self.thread is not None:
             self.flush()
-            for reader in (self.reader, *self.readers):
-                reader.close()
+            self.reader.close()
             self.inbox.put(None)
             self.thread.join()
             self.thread = None
@@ -16705,21 +16673,14 @@ class Database:
         self.wants_checkpoint = True
 
     def read_beside(self, budget: Budget, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
-        """Calls *work* with a connection that no other thread uses; interrupts a query when the time is over."""
-        try:
-            db = self.readers.pop()
-        except IndexError:
-            db = set_up(read_only(self.path, shared=True))
-        db.set_progress_handler(budget.is_over, PROGRESS_STEPS)
-        try:
-            answer = work(db)
-        except BaseException as problem:
-            db.close()  # ends its queries
-            if isinstance(problem, sqlite3.OperationalError):
+        """Calls *work* with a connection of its own; interrupts a query when the time is over."""
+        with contextlib.closing(set_up(read_only(self.path, shared=True))) as db:
+            db.set_progress_handler(budget.is_over, PROGRESS_STEPS)
+            try:
+                return work(db)
+            except sqlite3.OperationalError:
                 budget.check()
-            raise
-        self.readers.append(db)
-        return answer
+                raise
 
     # Writing: many facts, one commit.
 
@@ -16831,7 +16792,17 @@ def examine(path: str) -> int:
     if not size:
         return 0
     with disk_errors(path), contextlib.closing(read_only(path)) as db:
-        return check_schema(path, Sql(db))
+        sql = Sql(db)
+        schema, newest = int(sql.value("PRAGMA user_version")), len(MIGRATIONS)
+        ours = sql.value("PRAGMA application_id") == APPLICATION_ID
+        if not ours and sql.value("SELECT count(*) FROM sqlite_master"):
+            raise Conflict(f"{path} belongs to another program", "see [database] url, or choose another --home")
+        if schema > newest:
+            hint = f"start the newer taud again; {restore_hint(path)}"
+            raise Conflict(f"{path} was written by a newer Tau (schema {schema}, not {newest})", hint)
+        if (damage := find_damage(db, SMALL_TABLES if size > CHECK_BYTES and schema else ())) is not None:
+            raise unusable(path, damage)
+        return schema if ours else 0
 
 
 def upgrade(db: sqlite3.Connection, schema: int) -> None:
@@ -16840,21 +16811,6 @@ def upgrade(db: sqlite3.Connection, schema: int) -> None:
         f"BEGIN IMMEDIATE; {';'.join(MIGRATIONS[schema:])}; PRAGMA application_id = {APPLICATION_ID};"
         f"PRAGMA user_version = {len(MIGRATIONS)}; COMMIT;"
     )
-
-
-def check_schema(path: str, sql: Sql) -> int:
-    """Returns the schema number of a database.  Raises Conflict if it is not Tau's, too new, or damaged."""
-    schema, newest = int(sql.value("PRAGMA user_version")), len(MIGRATIONS)
-    ours = sql.value("PRAGMA application_id") == APPLICATION_ID
-    if not ours and sql.value("SELECT count(*) FROM sqlite_master"):
-        raise Conflict(f"{path} belongs to another program", "see [database] url, or choose another --home")
-    if schema > newest:
-        hint = f"start the newer taud again; {restore_hint(path)}"
-        raise Conflict(f"{path} was written by a newer Tau (schema {schema}, not {newest})", hint)
-    large = os.path.getsize(path) > CHECK_BYTES
-    if (damage := find_damage(sql.db, SMALL_TABLES if large and schema else ())) is not None:
-        raise unusable(path, damage)
-    return schema if ours else 0
 
 
 def unusable(path: str, why: str) -> Conflict:
@@ -16934,7 +16890,7 @@ def is_sync_failure(problem: Exception) -> bool:
     return getattr(problem, "sqlite_errorcode", 0) in codes
 
 
-def give_up(problem: Exception) -> typing.NoReturn:
+def give_up(problem: Exception) -> NoReturn:
     """Ends the daemon at once: after a failed sync the next may succeed without the data of the first.
 
     Live runs go on.  Only unanswered writes can be missing from what the next daemon reads.
@@ -17024,11 +16980,13 @@ def sweep(folder: str, known: set[str]) -> list[str]:
 
 
 BUILD_LINES = 200
-HEADER_HINT = '# /// script\n# dependencies = ["requests"]\n# ///'
 
 
 def read_header(source: str, entry: str) -> Json | None:
-    """Returns a script's header (PEP 723) if it names dependencies.  Raises LoadFailed if it is malformed."""
+    """Returns a script's header (PEP 723) if it names dependencies.
+
+    Raises LoadFailed if it is malformed, has keys that it cannot have, or requires another Python.
+    """
     lines = source.removeprefix("\ufeff").splitlines()
     begins = [number for number, line in enumerate(lines, 1) if line.rstrip() == "# /// script"]
     if not begins:
@@ -17041,27 +16999,23 @@ def read_header(source: str, entry: str) -> Json | None:
             unclosed = "is not closed by `# ///`, or has a line that does not begin with `# `"
             raise BadRequest(f"the header `# /// script` {'is there twice' if body else unclosed}")
         header = tomllib.loads("\n".join(line[2:] for line in body[:-1]))
-        check_header(header)
+        demand(HEADER_SCHEMA, header, "the header", "")
+        if not all(need[:1].isalnum() for need in header.get("dependencies", ())):
+            raise BadRequest("the header's dependencies must be a list of requirements")
+        wanted = header.get("requires-python", "")
+        if not admits(wanted, sys.version_info[:3]):
+            raise BadRequest(f"the header requires Python {wanted}, taud runs on {sys.version.split()[0]}")
     except (BadRequest, tomllib.TOMLDecodeError) as problem:
         if not isinstance(problem, BadRequest):
             problem = BadRequest(f"the header `# /// script` is not TOML: {problem}")
         message = f"{entry}, line {begins[0]}: {problem} {problem.hint}".strip()
-        raise LoadFailed(message, HEADER_HINT, kind="load", file=entry, line=begins[0]) from None
+        hint = '# /// script\n# dependencies = ["requests"]\n# ///'
+        raise LoadFailed(message, hint, kind="load", file=entry, line=begins[0]) from None
     return header if header.get("dependencies") else None
 
 
 #: The keys of a script's header (PEP 723).
 HEADER_SCHEMA = object_schema({"dependencies": STRINGS, "requires-python": {"type": "string"}, "tool": {}})
-
-
-def check_header(header: Json) -> None:
-    """Raises BadRequest if a header has keys that it cannot have, or requires another Python."""
-    demand(HEADER_SCHEMA, header, "the header", "")
-    if not all(need[:1].isalnum() for need in header.get("dependencies", ())):
-        raise BadRequest("the header's dependencies must be a list of requirements")
-    wanted = header.get("requires-python", "")
-    if not admits(wanted, sys.version_info[:3]):
-        raise BadRequest(f"the header requires Python {wanted}, taud runs on {sys.version.split()[0]}")
 
 
 def admits(wanted: str, mine: tuple[int, ...]) -> bool:
@@ -17081,13 +17035,14 @@ def admits(wanted: str, mine: tuple[int, ...]) -> bool:
 
 
 class Venvs:
-    """Builds the virtual environments of a home, named by the digest of what is in them."""
+    """The virtual environments of a home, named by the digest of what is in them; None stands for the daemon's own."""
 
     def __init__(self, home: str, settings: Json) -> None:
         self.folder, self.settings = os.path.join(home, "environments"), settings
+        self.started_at = rfc3339(time.time())
+        self.known: dict[str | None, tuple[Any, str]] = {}  # the state of its packages, the circumstances' fingerprint
 
     def python(self, digest: str | None) -> str | None:
-        """Returns an environment's interpreter; None stands for the daemon's."""
         return None if digest is None else os.path.join(self.folder, digest, "bin", "python")
 
     async def build(self, header: Json, entry: str, emit: AnyFunction | None = None) -> Json:
@@ -17124,34 +17079,25 @@ class Venvs:
             raise
         return log[-BUILD_LINES:]
 
-
-class Circumstances:
-    """The circumstances of runs on this machine, by virtual environment; read again when packages may have changed."""
-
-    def __init__(self, venvs: Venvs) -> None:
-        self.venvs, self.started_at = venvs, rfc3339(time.time())
-        self.known: dict[str | None, tuple[list[str], Any, str]] = {}  # folders, their state, the fingerprint
-
-    def of(self, environment: str | None) -> tuple[str, Json | None]:
+    def circumstances(self, digest: str | None) -> tuple[str, Json | None]:
         """Returns a fingerprint, and if it is new: Python, packages, names of variables, when the daemon started."""
-        folders, state, mark = self.known.get(environment) or (self.folders(environment), None, "")
+        folders, (state, mark) = self.folders(digest), self.known.get(digest, (None, ""))
         if (now := state_of(folders)) == state:
             return mark, None
         document = {"python": sys.version.split()[0], "packages": packages_in(folders)}
         document |= {"variables": dict.fromkeys(sorted(os.environ)[:500], "set"), "daemon_started_at": self.started_at}
         mark = fingerprint(encode_json(document))
-        self.known[environment] = folders, now, mark
+        self.known[digest] = now, mark
         return mark, document
 
-    def state(self, environment: str | None) -> str:
+    def state(self, digest: str | None) -> str:
         """Returns a text that changes when packages may have."""
-        known = self.known.get(environment)
-        return encode_json(known[1] if known else state_of(self.folders(environment)))
+        return encode_json(state_of(self.folders(digest)))
 
-    def folders(self, environment: str | None) -> list[str]:
-        if environment is not None:
-            return glob.glob(f"{glob.escape(self.venvs.folder)}/{environment}/lib/python3*/site-packages")
-        return package_folders()
+    def folders(self, digest: str | None) -> list[str]:
+        if digest is None:
+            return package_folders()
+        return glob.glob(f"{glob.escape(self.folder)}/{digest}/lib/python3*/site-packages")
 
 
 def packages_in(folders: list[str]) -> dict[str, str]:
@@ -17288,16 +17234,13 @@ class Metrics:
         if code:
             self.add("tau_request_errors_total", labels=f'method="{method}",code="{code}"')
 
-    def fact(self, type_name: str, name: str | None, data: Json, late: float | None) -> None:
-        """Counts an event of the ledger, of a pipeline; *late* is how long after its tick a run was queued."""
+    def fact(self, type_name: str, name: str | None, data: Json) -> None:
         self.add("tau_events_total", labels=f'type="{type_name}"')
         if type_name == "run.finished" and not is_canary(name or ""):
             labels = f'namespace="{namespace_of(name or "")}",status="{data["status"]}"'
             self.add("tau_runs_finished_total", labels=labels)
             if data["duration_ms"] is not None:
                 self.add("tau_run_duration_seconds", data["duration_ms"] / 1000)
-        if late is not None:
-            self.add("tau_schedule_lateness_seconds", max(late, 0.0))
 
     def families(self, namespace: str | None) -> Families:
         """Returns all families, or of a namespace those that tell namespaces apart."""
@@ -17379,8 +17322,9 @@ class ForkServer:
     def serve(self) -> None:
         """Serves until the other end is gone and the last child is reaped."""
         os.set_blocking(0, False)
-        while self.open or self.jobs or any(process.jobs for process in self.nursery.warm.values()):
-            channels = [0] * self.open + [self.wake, *self.nursery.channels()]
+        warm = self.nursery.warm
+        while self.open or self.jobs or any(process.jobs for process in warm.values()):
+            channels = [0] * self.open + [self.wake, *(it.channel for it in warm.values() if it.channel >= 0)]
             ready, _, _ = select.select(channels, [], [], self.patience())
             if self.wake in ready:
                 os.read(self.wake, 4096)
@@ -17407,7 +17351,7 @@ class ForkServer:
             return
         except OSError:
             data = b""
-        self.open = self.open and data != b""
+        self.open = data != b""
         self.take(data)
 
     def take(self, data: bytes) -> None:
@@ -17437,11 +17381,11 @@ class ForkServer:
             if mother is not None:
                 mother.take(job)
             else:
-                self.began(job, self.spawn(job))
+                self.began(job, self.spawn(job), self.nursery.own)
         except OSError as problem:
             self.write_end(job, None, f"cannot start a process: {problem.strerror}")
 
-    def began(self, job: Json, pid: int, mother: Mother | None = None) -> None:
+    def began(self, job: Json, pid: int, mother: Mother) -> None:
         job["mother"] = mother
         self.jobs[pid] = job
         self.tell({"stem": job["stem"], "pid": pid})
@@ -17454,7 +17398,6 @@ class ForkServer:
             return start_python("spawned_process", (), {0: file.fileno()}, os.environ, job["python"])
 
     def proceed(self) -> None:
-        """Does what is due besides."""
         self.nursery.proceed()
 
     def sweep(self) -> None:
@@ -17490,7 +17433,7 @@ class ForkServer:
             signal_group(pid, signal.SIGKILL)
         _, status, usage = os.wait4(pid, 0)
         job = self.jobs.pop(pid)
-        mother: Mother = job["mother"] or self.nursery.own
+        mother: Mother = job["mother"]
         mother.used_at = monotonic()
         del self.dead[pid]
         code = os.waitstatus_to_exitcode(status)
@@ -17525,8 +17468,7 @@ class ForkServer:
         """Writes the end record to its file.  Tells the daemon too, in case the disk is full."""
         path = job["journal"] + ".end"
         with contextlib.suppress(OSError):
-            if os.path.lexists(path):
-                remove_tree(path)  # the run's: what it says is not to be believed
+            remove_tree(path)  # the run's: what it says is not to be believed
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
                 file.write(encode(record))
         self.tell({"stem": job["stem"], "end": record})
@@ -17789,7 +17731,8 @@ class Nursery:
                 self.remove(process, answer.get("why", died))
 
     def admit(self, process: WarmProcess, import_ms: float) -> None:
-        process.state, process.import_ms, process.memory_bytes = "warm", import_ms, private_bytes(process.pid)
+        private = re.findall(r"^Private_\w+: +(\d+)", peek(f"/proc/{process.pid}/smaps_rollup"), re.MULTILINE)
+        process.state, process.import_ms, process.memory_bytes = "warm", import_ms, 1024 * sum(map(int, private))
         most = self.most["warm_bytes"]
         if not self.remove_idle(lambda: self.memory_bytes() > most, spared=process):
             why = f"warm processes would take {self.memory_bytes():,} bytes, and warm_bytes is {most:,}"
@@ -17829,9 +17772,6 @@ class Nursery:
         ends += [process.used_at + self.most["warm_idle_s"] for process in idle]
         return max(0.0, min(ends) - monotonic()) if ends else None
 
-    def channels(self) -> list[int]:
-        return [process.channel for process in self.warm.values() if process.channel >= 0]
-
     def pids(self) -> set[int]:
         """Returns the processes that are no runs: the warm ones, in whose sessions children begin, and the spares."""
         mothers = (self.own, *self.warm.values())
@@ -17841,11 +17781,6 @@ class Nursery:
 def warm_document(key: WarmKey, state: str, **figures: Any) -> Json:
     about = {"environment": key[0] and key[0].split(os.sep)[-3], "imports": key[2], "state": state, "forced": key[3]}
     return about | dict.fromkeys(("why", "import_ms", "memory_bytes", "pid")) | figures
-
-
-def private_bytes(pid: int) -> int:
-    """How much memory a process has for itself."""
-    return 1024 * sum(map(int, re.findall(r"^Private_\w+: +(\d+)", peek(f"/proc/{pid}/smaps_rollup"), re.MULTILINE)))
 
 
 def warm_process() -> int:
@@ -17983,7 +17918,6 @@ def gather() -> None:
 
 
 def copy_code(code: CodeType) -> CodeType:
-    """Copies code with that of the functions in it."""
     parts = (copy_code(part) if isinstance(part, type(code)) else part for part in code.co_consts)
     return code.replace(co_consts=tuple(parts))
 
@@ -18097,11 +18031,7 @@ class Outpost(ForkServer):
         """Does nothing: the journal is sent."""
 
     def save_end(self, job: Json, record: Json) -> None:
-        line = b"\n" + encode(record | {"t": "far_end", "host": job["host"]})  # a crash may have left half a line
-        with contextlib.suppress(OSError):  # the disk is full, or the run has removed its journal
-            file = open_file(self.path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
-            os.write(file, line)
-            os.close(file)
+        append_record(self.path, record | {"t": "far_end", "host": job["host"]})
 
     def proceed(self) -> None:
         """Sends what the run writes; ends once the run has ended and all is sent."""
@@ -18217,7 +18147,7 @@ def relay(job: Json, born: str | None) -> int:
         return 127
     code = Relay(job, journal, command).serve(parcel, wake)
     if code < 0:  # end as the command has ended
-        if -code not in (signal.SIGKILL, signal.SIGSTOP):
+        if -code != signal.SIGKILL:
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     return code
@@ -18465,11 +18395,8 @@ def take_over(attempt: Attempt) -> None:
 def prepare(attempt: Attempt) -> None:
     """Sets up what user code needs: directory, environment, captured output."""
     job = attempt.job
-    try:
-        os.chdir(job["directory"])
-    except FileNotFoundError:
-        make_directory(job["directory"])
-        os.chdir(job["directory"])
+    make_directory(job["directory"])
+    os.chdir(job["directory"])
     os.umask(job["umask"])
     if job.get("variables") is not None:
         for name in os.environ.keys() - {*USUAL_ENVIRONMENT, *job["variables"]}:
