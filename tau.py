@@ -1603,7 +1603,8 @@ class Operation:
         self.words = self.name.replace("_", " ", 1).replace("_", "-")
         self.scope = "read" if effect == "reads" else "operate"  # a key needs this scope
         self.added: tuple[Argument, ...] = ()  # arguments that its handler does not get
-        self.sifts = False  # whether the handler itself leaves out what its caller may not see
+        # Whether the handler itself leaves out what its caller may not see, as all do that read.
+        self.sifts = effect == "reads"
         # Whether its handler is a plain function (no coroutine, 0x80), which is called beside the loop.
         self.is_question = not handler.__code__.co_flags & 0x80
         # What it may take there: seconds of work, rows that it reads, bytes of its answer.
@@ -1724,7 +1725,7 @@ def mark(**attributes: Any) -> Callable[[Function], Function]:
     return set_attributes
 
 
-#: Decorators: only `admin` keys may call the operation; it leaves out by itself what its caller may not see.
+#: Decorators: only `admin` keys may call the operation; it writes, and leaves out what its caller may not see.
 admin, sifts = mark(scope="admin"), mark(sifts=True)
 
 
@@ -6202,7 +6203,6 @@ async def undeploy(call: Call, name: PipelineName) -> Json:
     return {"name": name, "changed": cancelled is not None} | about
 
 
-@sifts
 @reads
 def list_(call: Call, *, tag: str | None = None, exposed: bool = False, limit: Limit = 20) -> Json:
     """List the deployed pipelines, each with its last run.
@@ -6247,7 +6247,6 @@ def chains_seen(call: Call, name: str) -> tuple[list[Json], list[str]]:
     return after, [it for it in downstream if sees(it) or shares(name, it)]
 
 
-@sifts
 @reads
 def lineage(call: Call, name: str | None = None, resource: str | None = None, *, limit: Limit = 100) -> Json:
     """Tell which pipelines read and write what, each with its last run that did.
@@ -6314,7 +6313,7 @@ def code(
     return document | {"files": [*sources], "source": sources[row["entry"]].decode("utf-8", "replace")}
 
 
-@mark(scope="operate", sifts=True)
+@mark(scope="operate")
 @reads
 async def peek_(
     call: Call, place: str, resource: str | None = None, *, limit: Limit = 20, profile: bool = False,
@@ -6594,7 +6593,6 @@ async def cancel(call: Call, run_id: Subject, *, force: bool = False) -> Json:
     return {"run_id": run_id, "status": ask.status_of(run_id), "changed": moved}
 
 
-@sifts
 @reads
 def runs(
     call: Call,
@@ -6747,7 +6745,6 @@ async def logs(
     return {"run_id": run_id, "status": call.ask.status_of(run_id)}
 
 
-@sifts
 @reads
 async def events(
     call: Call,
@@ -6799,7 +6796,6 @@ async def events(
     return page
 
 
-@sifts
 @reads
 def errors(call: Call, name: PipelineName | None = None, *, all_: bool = False, limit: Limit = 20) -> Json:
     """List the incidents: failed runs of one kind are one.  Open ones come first, then the latest.
@@ -6841,7 +6837,6 @@ async def state(call: Call, name: PipelineName, *, set_: Json | None = None, cle
     return {"pipeline": name, **call.ask.state(name), "changed": changed}
 
 
-@sifts
 @reads
 async def status(call: Call) -> Json:
     """Tell how the daemon is: processes, addresses, counts, queue, how fast runs start.
@@ -6889,7 +6884,6 @@ async def status(call: Call) -> Json:
 ASKING_MAX = 20
 
 
-@sifts
 @reads
 def watch(call: Call, *, limit: Limit = 5) -> Json:
     """Watch what goes on until Ctrl-C: incidents, live runs, the last ends, next ticks; in a pipe, print it once.
@@ -6921,7 +6915,6 @@ def watch(call: Call, *, limit: Limit = 5) -> Json:
     }
 
 
-@sifts
 @reads
 def calendar(
     call: Call,
@@ -6976,7 +6969,6 @@ def coming(call: Call, row: Json, until: int) -> Json:
     return shown | {"coming": first[:24], "more": len(first) > 24}
 
 
-@sifts
 @reads
 def ticks(
     call: Call,
@@ -7525,7 +7517,6 @@ async def set_pause(call: Call, name: str | None, everything: bool, healing: boo
     return about | {"reason": (kept or {"reason": None})["reason"], "changed": changed}
 
 
-@sifts
 @reads
 def version(call: Call) -> Json:
     """Tell the version of the command and of the daemon.
@@ -7608,7 +7599,6 @@ async def shutdown(call: Call, *, drain: float = 0.0, cancel: bool = False) -> J
     return about | {"live_runs": counts["running"], "queued_runs": counts["queued"]}
 
 
-@sifts
 @reads
 def schema(
     call: Call, operation: str | None = None, word: str | None = None, *, document: str | None = None
@@ -7670,7 +7660,6 @@ async def save_secret(call: Call, name: str, data: bytes | None) -> Json:
     return {"name": word, "changed": changed, "found": usable_secret(word, folder, environ)[1]}
 
 
-@sifts
 @reads
 def secret_list(call: Call) -> Json:
     """List the secrets that deployed pipelines ask for: where each is found and who uses it, never its value.
@@ -7719,7 +7708,6 @@ def missing_secrets(call: Call) -> list[str]:
     return [full_name(row["name"], row["namespace"]) for row in rows if row["found"] is None]
 
 
-@sifts
 @reads
 async def open_(call: Call, *, scope: str | None = None, print_: bool = False) -> Json:
     """Print the dashboard's address with a word that logs in once, on this machine and within a minute.
@@ -7773,7 +7761,6 @@ async def save_namespace(call: Call, name: str, is_new: bool) -> Json:
     return await call.write(call.store.save_namespace, name, given, is_new)
 
 
-@sifts
 @reads
 def namespace_list(call: Call) -> Json:
     """List the namespaces, with what each may have.
@@ -7788,7 +7775,6 @@ def namespace_list(call: Call) -> Json:
     return listing(call, "namespaces", rows)
 
 
-@sifts
 @reads
 def namespace_show(call: Call, name: NamespaceName | None = None) -> Json:
     """Show a namespace: what it may have, and what it uses of that.
@@ -7828,7 +7814,7 @@ async def namespace_remove(call: Call, name: NamespaceName, *, force: bool = Fal
     return {"name": name, "removed_runs": removed}
 
 
-@admin
+@mark(scope="admin", sifts=False)
 @reads
 async def namespace_audit(call: Call, asks: NamespaceName, owns: NamespaceName) -> Json:
     """Call every operation as one namespace with the words of another; exit code 1 says that one tells of it.
@@ -8021,7 +8007,6 @@ async def key_create(
     return shown | {"key": key}
 
 
-@sifts
 @admin
 @reads
 def key_list(call: Call) -> Json:
@@ -8050,7 +8035,6 @@ async def key_revoke(call: Call, name: KeyName) -> Json:
     return {"name": name, "changed": changed}
 
 
-@sifts
 @reads
 def notify_list(call: Call, *, limit: Limit = 20) -> Json:
     """List the recipients of notifications, how far each is, and the events that they have not taken.
