@@ -6136,7 +6136,6 @@ def versions(call: Call, name: PipelineName, *, limit: Limit = 20) -> Json:
     tau versions orders
     tau versions orders --limit 100
     """
-    call.ask.known(name)
     rows, total = call.ask.versions(name, limit)
     for row in rows:
         row["live"] = bool(row["live"])
@@ -6616,7 +6615,6 @@ def runs(
         tau runs orders --last 10
         tau runs --status failed --since 24h
     """
-    call.ask.known(name)
     zone = Zone(call.settings["timezone"])
     ids = [text and past_id(text, zone) for text in (since, until)]
     return listing(call, "runs", *call.ask.runs(name, status, limit, call.among(), ids, trigger))
@@ -6768,7 +6766,6 @@ async def events(
         tau events --type 'run.failed,incident.*' --limit 20
     """
     types = types_seen(call.caller, type_)
-    call.ask.known(pipeline)
     call.only_waits()
     wait = DURATION_MAX_S if follow else wait
     cursor = call.ask.last_event() if since is None and wait and not follow else since
@@ -6806,7 +6803,6 @@ def errors(call: Call, name: PipelineName | None = None, *, all_: bool = False, 
         tau errors
         tau errors orders --all --limit 100
     """
-    call.ask.known(name)
     if not all_:
         rows, total = call.ask.incidents(limit, {AMONG: call.among(), "pipeline = ?": name})
         rows = [row | {"next": [shell_line("tau", "inspect", row["incident"])]} for row in rows]
@@ -6935,7 +6931,6 @@ def calendar(
         tau calendar
         tau calendar orders --days 60 --timezone Europe/London
     """
-    call.ask.known(name)
     zone, now = Zone(timezone or call.settings["timezone"]), int(time.time())
     first = (now + zone.offset(now)) // DAY_S - days + 1
     begins = [zone.instant(day * DAY_S) for day in range(first, first + days + 1)]
@@ -11706,7 +11701,7 @@ def subject_of(call: Call, kind: str, word: str) -> str:
         group = kind.removesuffix("Name").lower()
         raise NotFound(f"no {group} named '{word}'", f"`tau {group} list` shows all")
     is_name = kind != "RunId" and caller.sees(name)
-    if is_name and (kind == "PipelineName" or ask.is_known(name)):
+    if is_name and (ask.is_known(name) or (kind == "PipelineName" and call.chosen.effect != "reads")):
         return name
     if kind != "PipelineName":
         incident = "SELECT pipeline FROM incidents WHERE incident = ?"
