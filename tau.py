@@ -7672,9 +7672,6 @@ def secret_list(call: Call) -> Json:
             needed[namespace][name] = needed[namespace].get(name, False) or is_needed
             users[namespace, name] += by
 
-    def add_url(namespace: str, url: str, user: str) -> None:
-        add(namespace, dict.fromkeys(re.findall(SECRET_IN_URL, url), True), [user])
-
     own = f"SELECT {NAMESPACE_OF.format('pipeline')} AS namespace, secrets, json_group_array(pipeline) AS pipelines"
     for row in call.ask.rows(f"{own} FROM live WHERE secrets IS NOT NULL GROUP BY 1, 2"):
         if by := caller.sift(row["pipelines"]):
@@ -7682,15 +7679,15 @@ def secret_list(call: Call) -> Json:
     if not caller.is_limited:
         for name, table in settings["notify"].items():
             key = table.get("secret", SIGNING_KEY)
-            url = table.get("url", "") + f"${{{key}}}" * (not key.startswith(SIGNING_KEY))
-            add_url(DEFAULT_NAMESPACE, url, f"notify {name}")
+            names = re.findall(SECRET_IN_URL, table.get("url", "")) + [key] * (not key.startswith(SIGNING_KEY))
+            add(DEFAULT_NAMESPACE, dict.fromkeys(names, True), [f"notify {name}"])
     secrets: list[Json] = []
     for namespace in call.ask.namespaces(caller.namespace):
         room = Room(call.store, f"{namespace}/")
         folder, environ = room.secrets
         if not caller.patterns:
             for name, table in room.connections.items():
-                add_url(namespace, table["url"], f"connection {name}")
+                add(namespace, dict.fromkeys(re.findall(SECRET_IN_URL, table["url"]), True), [f"connection {name}"])
             add(namespace, dict.fromkeys(secrets_below(folder), False), [])
         for name, place in places_of(needed[namespace], folder, environ).items():
             about = {"name": name, "found": place, "used_by": sorted(users[namespace, name]), "namespace": namespace}
