@@ -10774,12 +10774,12 @@ class Outbox:
 
     async def step(self, recipient: Recipient) -> float | None:
         """Sends the next event if it is time; returns after how many seconds there is more, None: if there is news."""
-        question, now = "SELECT * FROM recipients WHERE name = ?", self.store.clock.time()
-        row = self.store.ask.row(question, recipient.name)
+        now = self.store.clock.time()
+        row = self.store.ask.row("SELECT * FROM recipients WHERE name = ?", recipient.name)
         if row is None:
             await self.store.write(self.begin, [*self.recipients])
             return 0.0
-        left = instant_ms(row["next_at"]) / 1000 - now if row["next_at"] else 0.0
+        left = max(instant_ms(row["next_at"]) / 1000 - now, 0.0) if row["next_at"] else 0.0
         if left > 0 or self.store.database.is_full:  # what came of an attempt could not be kept
             return min(left or PULSE_S, RETRY_MOST_S)
         told, since = dict(row["told"]), max(row["seq"], recipient.seen)
@@ -10852,7 +10852,7 @@ class Outbox:
     async def message(self, recipient: Recipient, event: Json) -> bytes:
         """Returns the event with the case of its run, as far as the recipient may see them."""
         run_id = event["run_id"] or event["data"].get("run_id")
-        document = {"id": recipient.event_id(event), **pick(event, *EVENT_COLUMNS.split(", ")), "case": None}
+        document = {"id": recipient.event_id(event), **event, "case": None}
         sift_event(recipient.caller, document)
         with contextlib.suppress(TauError):  # the run is deleted, or its document takes too long
             if run_id:
