@@ -7909,7 +7909,7 @@ def audited_calls(own: str, words: Json) -> Iterator[tuple[Operation, str, Json,
 
     Without a word the kind is `asked`.  What else an operation needs is *own*, a pipeline of who asks.
     """
-    usual: Json = {"list[RunId]": [own], "list[Json]": [{"path": "audit.py", "text": CHAINED.format("")}]}
+    usual: Json = {"list[Json]": [{"path": "audit.py", "text": CHAINED.format("")}]}
     for entry in OPERATIONS.values():
         harmless = SPARED.get(entry.name, {})
         base = {name: usual.get(entry.arguments[name].kind, own) for name in entry.required()} | harmless
@@ -7933,8 +7933,8 @@ def is_called(entry: Operation) -> bool:
 def argued(argument: Argument, word: Any) -> Json:
     """Returns a word as an argument."""
     if argument.kind == "list[Json]":
-        return {argument.name: [{"path": "audit.py", "text": CHAINED.format(repr(word))}]}
-    return {argument.name: [word] if argument.kind == "list[RunId]" else word}
+        word = [{"path": "audit.py", "text": CHAINED.format(repr(word))}]
+    return {argument.name: word}
 
 
 def word_of_nobody(word: Any) -> Any:
@@ -7950,7 +7950,6 @@ def without_word(text: str, word: Any) -> str:
 
 
 async def heard_by(call: Call, caller: Caller, entry: Operation, given: Json) -> str:
-    """Returns what a caller is told."""
     trial = Call(call.connection, caller, None, entry, given)
     try:
         caller.check(entry)
