@@ -6125,7 +6125,7 @@ async def rollback(call: Call, name: PipelineName, *, to: int | None = None) -> 
         tau rollback orders
         tau rollback orders --to 3 --reason "version 4 counts twice"
     """
-    done = await call.store.write(call.agenda.roll_back, name, to, call.caller, call.actor)
+    done = await call.write(call.agenda.roll_back, name, to, call.caller)
     return {**done, "next": [shell_line("tau", "run", name)]}
 
 
@@ -6553,7 +6553,7 @@ async def retry(
     if old["status"] not in FINAL:
         raise Conflict(f"run {run_id} is {old['status']}", shell_line("tau", "wait", run_id))
     for upstream in (old["upstream"] or {}).values():
-        if call.ask.row("SELECT 1 FROM runs WHERE run_id = ?", upstream) is None:
+        if not call.ask.owner(upstream):
             wrong = f"{run_id} followed run {upstream}, which has been removed with its result"
             raise NotFound(wrong, shell_line("tau", "run", old["pipeline"]))
     versions = {"live": None, "same": old["version"]}
@@ -7335,8 +7335,7 @@ def tick_at(call: Call, name: str, asked: int | None, now: int) -> Json:
         return decision | {"last_run": run}
     if decision["scheduled_for"]:
         return decision
-    times, _ = timing(call, row)
-    is_tick = times is not None and (times.next(asked - 1) or [None])[0] == asked
+    is_tick = bool(first_ticks(call, timing(call, row)[0], asked - 1, 1, asked))
     if is_tick and asked > instant_of(row["watermark_at"]):
         reason = "it is still to come" if asked > now else "it has not been decided yet"
         return {"scheduled_for": text, "decision": "undecided", "reason": reason}
@@ -7366,12 +7365,12 @@ def find_blockers(call: Call, schedule: Json, upstream: list[Json]) -> Iterator[
     if (most := options.get("max_concurrent")) is not None and ask.live_runs(name) >= most:
         yield {"by": "max_concurrent", "max_concurrent": most, "hint": shell_line("tau", "runs", name)}
     if waiting := [row["pipeline"] for row in upstream if row["run_id"] is None]:
-        last = "SELECT status FROM runs WHERE pipeline = ? ORDER BY run_id DESC LIMIT 1"
-        ends = {it: ask.live_version(it) and (ask.value(last, it) or "") for it in waiting if call.caller.sees(it)}
-        told = {
-            it: f"last {end}" if end else "has not run" if end == "" else "not deployed" for it, end in ends.items()
-        }
-        yield {"by": "upstream", "waiting_for": waiting, "reason": ", ".join(map(": ".join, told.items()))}
+        reasons = []
+        for it in call.caller.sift(waiting):
+            last = ask.last_run(it)
+            end = f"last {last['status']}" if last else "has not run"
+            reasons.append(f"{it}: {end if ask.live_version(it) else 'not deployed'}")
+        yield {"by": "upstream", "waiting_for": waiting, "reason": ", ".join(reasons)}
 
 
 def past_words(tick: Json) -> str:
@@ -11077,7 +11076,7 @@ async def ask_agent(call: Call, asked: Json, healing: Json) -> Json:
         raise BadRequest(f"the agent gave no answer: {outcome.error['message']}", "answer as the rules say")
     answer: Json = {"verdict": "change", "files": {}}
     answer |= read_answer(demand({"type": "string"}, outcome.result, "the answer"), asked)
-    mask, secrets = Mask(), Room(call.store, f"{call.caller.home}/").secrets
+    mask, secrets = Mask(), call.room().secrets
     for name in secrets_below(secrets[0]):  # which it could read, as the daemon's user
         mask.learn(name, None, *secrets)
     answer |= mask.document(omit(answer, ("files",)))
@@ -11744,9 +11743,8 @@ def check_peek(call: Call, place: str, resource: str | None, directory: str) -> 
         raise Forbidden(f"'{caller.name}' may not look at a place with '..', '?' or '@' in it", "a whole path has none")
     names = [place_name(each, directory) for each in (place, inside)]
     pipelines = call.ask.values("SELECT DISTINCT pipeline FROM lineage WHERE place IN (?, ?)", *names)
-    connections = Room(call.store, f"{caller.home}/").connections
     is_own = directory and is_within(names[1], directory)  # of a pipeline that the caller sees
-    if place not in connections and not is_own and not caller.sift(pipelines):
+    if place not in call.room().connections and not is_own and not caller.sift(pipelines):
         hint = "choose a connection of tau.toml, or a place that `tau lineage` lists; others need a key of scope admin"
         raise Forbidden(f"'{caller.name}' may not look at {names[0]}", hint)
 
