@@ -6172,7 +6172,6 @@ async def check(
 
 
 def preview_pipeline(call: Call, row: Json) -> Json:
-    """Describes a pipeline that is not deployed, with its next ticks."""
     now = time.time()
     schedule = {"options": schedule_options(row, {}), "anchor_at": rfc3339(now)}
     ticks = preview(call, *timing(call, schedule), int(now))["ticks"]
@@ -6408,7 +6407,6 @@ async def await_runs(
 ) -> None:
     """Waits at most *timeout* seconds until runs have ended; *follow* sends the events of the first run meanwhile."""
     call.only_waits()
-    daemon = call.daemon
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout):
             if follow and run_ids:
@@ -6416,7 +6414,7 @@ async def await_runs(
                 async for event in story_of(call, run_ids[0], begin):
                     await call.emit(event)
             for run_id in run_ids:
-                await daemon.feed.finished(run_id)
+                await call.daemon.feed.finished(run_id)
 
 
 async def story_of(call: Call, run_id: str, seq: int = 0) -> AsyncIterator[Json]:
@@ -6940,16 +6938,13 @@ def calendar(
     for count in call.ask.daily([*past], statuses, [*map(id_at, begins)]):
         past[count["pipeline"]][count["day"]][count["status"]] = count["runs"]
     found = [row for row in rows if not failures or any(past[row["pipeline"]])]
-    shown = found[:limit]
     until = 0 if failures else now + DAY_S
     pipelines = [
-        {"pipeline": row["pipeline"], "past": past[row["pipeline"]]} | coming(call, row, until) for row in shown
+        {"pipeline": row["pipeline"], "past": past[row["pipeline"]]} | coming(call, row, until) for row in found[:limit]
     ]
-    about = {
-        "timezone": zone.name,
-        "days": [{"day": str(zone.shown(at).date()), "at": rfc3339(at)} for at in begins[:-1]],
-    }
-    return about | listing(call, "pipelines", pipelines, total if len(rows) < total else len(found))
+    dates = [{"day": str(zone.shown(at).date()), "at": rfc3339(at)} for at in begins[:-1]]
+    total = total if len(rows) < total else len(found)
+    return {"timezone": zone.name, "days": dates} | listing(call, "pipelines", pipelines, total)
 
 
 def coming(call: Call, row: Json, until: int) -> Json:
@@ -6957,11 +6952,10 @@ def coming(call: Call, row: Json, until: int) -> Json:
     options, first = row["options"], list[str]()
     is_due = row["due_at"] and not call.ask.pause("")
     if is_due and (begin := instant_of(row["next_at"])) <= until:  # the next one is known already
-        times, _ = timing(call, row)
-        first = [rfc3339(at) for at, _ in first_ticks(call, times, begin - 1, DAY_S // 3600 + 1, until)]
-    zone = options["timezone"] or call.agenda.timezone
-    shown = pick(options, "cron", "every_s") | {"timezone": zone, "held": row["held"]}
-    return shown | {"coming": first[:24], "more": len(first) > 24}
+        ticks = first_ticks(call, timing(call, row)[0], begin - 1, DAY_S // 3600 + 1, until)
+        first = [rfc3339(at) for at, _ in ticks]
+    shown = pick(options, "cron", "every_s") | {"timezone": options["timezone"] or call.agenda.timezone}
+    return shown | {"held": row["held"], "coming": first[:24], "more": len(first) > 24}
 
 
 @reads
@@ -7003,7 +6997,6 @@ def first_ticks(call: Call, times: Times | None, after: int, most: int, until: i
 
 
 def preview(call: Call, times: Times | None, zone: Zone, after: int, limit: int = TICKS_SHOWN) -> Json:
-    """Returns the next ticks: in UTC, in local time, and whether DST has moved each."""
     ticks = first_ticks(call, times, after, limit)
     return {
         "ticks": [rfc3339(at) for at, _ in ticks],
@@ -7087,7 +7080,6 @@ async def schedule(
 
 
 def find_schedule(call: Call, name: str, undeployed: bool = False) -> Json:
-    """Returns a schedule as a document: its options, where they come from, the next ticks."""
     row = call.ask.schedule(name, undeployed)
     paused = call.ask.pause(name) or call.ask.pause("")
     times, zone = timing(call, row)
@@ -7589,8 +7581,7 @@ async def shutdown(call: Call, *, drain: float = 0.0, cancel: bool = False) -> J
     # The daemon owns the task: a client that goes away must not leave the drain half done.
     await asyncio.shield(call.daemon.runner.spawn(call.daemon.wind_up(drain, cancel)))
     counts = call.ask.totals()
-    about: Json = {"pid": os.getpid(), "stopping": True}
-    return about | {"live_runs": counts["running"], "queued_runs": counts["queued"]}
+    return {"pid": os.getpid(), "stopping": True, "live_runs": counts["running"], "queued_runs": counts["queued"]}
 
 
 @reads
@@ -7777,8 +7768,8 @@ def namespace_show(call: Call, name: NamespaceName | None = None) -> Json:
     """
     row = call.ask.namespace((call.caller.within(name, call.ask) if name else call.caller).home)
     call.store.disk[row["name"]] = disk_used(call.store.home, call.ask, row["name"])
-    about = {"name": row["name"], "created_at": row["created_at"], **row["options"]}
-    return about | {"used": {quota: call.store.used(call.ask, row, quota) for quota in QUOTAS}}
+    used = {quota: call.store.used(call.ask, row, quota) for quota in QUOTAS}
+    return pick(row, "name", "created_at") | {**row["options"], "used": used}
 
 
 @admin
@@ -7930,7 +7921,6 @@ def is_called(entry: Operation) -> bool:
 
 
 def argued(argument: Argument, word: Any) -> Json:
-    """Returns a word as an argument."""
     if argument.kind == "list[Json]":
         word = [{"path": "audit.py", "text": CHAINED.format(repr(word))}]
     return {argument.name: word}
@@ -11138,8 +11128,7 @@ def describe(
             "log_tail": [message_of(line) for line in fold(tail)[-LOG_SHOWN:]],
         },
         "held_by": held_by(call, run_id),
-        "resources": {key: ended.get(key) for key in ("cpu_ms", "max_rss_bytes", "exit_code", "signal", "start")}
-        | {"import_saved_ms": ended.get("import_saved_ms")},
+        "resources": {key: ended.get(key) for key in RESOURCES},
     }
     if run["status"] != "success" and run["result"] is not None:  # it returned after it was asked to stop
         document |= {"result": None, "partial_result": run["result"]}
@@ -11189,7 +11178,8 @@ def describe_incident(call: Call, word: str, full: bool, budget: int) -> Json:
     return incident | {"run": describe(call, runs[0]["run_id"], full, budget=room) if runs else None}
 
 
-#: The columns of a run that its document has, in this order.
+#: The columns of a run that its document has, in this order; and what of the end of its process.
+RESOURCES = ("cpu_ms", "max_rss_bytes", "exit_code", "signal", "start", "import_saved_ms")
 RUN_SHOWN = (
     *("run_id", "pipeline", "version", "status", "trigger", "executor", "attempt", "params", "key"),
     *("scheduled_for", "queued_at", "started_at", "finished_at"),
@@ -11346,10 +11336,8 @@ def compare_runs(call: Call, before: str, now: str) -> Json:
         versions = compare_versions(call, new["pipeline"], old["version"], new["version"])
         changed |= omit(versions, ("from", "to", "params", "secrets"))
     circumstances = ("packages", "variables", "python", "daemon_started_at") if old["python"] and new["python"] else ()
-    asked = [*((old["secrets"] or {}).keys() & (new["secrets"] or {}).keys())]  # another failed before it asked
-    given = [
-        pick(side, "params", *circumstances) | {"secrets": pick(side["secrets"] or {}, *asked)} for side in (old, new)
-    ]
+    asked = old["secrets"].keys() & new["secrets"].keys()  # another failed before it asked
+    given = [pick(side, "params", *circumstances) | {"secrets": pick(side["secrets"], *asked)} for side in (old, new)]
     for key, sides in changed_items(*given).items():
         changed[key] = changed_items(*sides) if isinstance(sides[0], dict) else sides
     pairs = {path: (old["steps"][path], step) for path, step in new["steps"].items() if path in old["steps"]}
