@@ -6174,8 +6174,7 @@ async def check(
 def preview_pipeline(call: Call, row: Json) -> Json:
     now = time.time()
     schedule = {"options": schedule_options(row, {}), "anchor_at": rfc3339(now)}
-    ticks = preview(call, *timing(call, schedule), int(now))["ticks"]
-    return omit(row, ("function", "secrets")) | {"ticks": ticks}
+    return omit(row, ("function", "secrets")) | pick(preview(call, *timing(call, schedule), int(now)), "ticks")
 
 
 def timing(call: Call, row: Json) -> tuple[Times | None, Zone]:
@@ -6520,8 +6519,7 @@ async def wait(
 
 def seen_runs(call: Call, words: list[str]) -> dict[str, str]:
     """Returns run id → status of the runs that these ids, or beginnings of ids, name."""
-    subjects = [subject_of(call, "Subject", word) for word in dict.fromkeys(words)]
-    run_ids = dict.fromkeys(map(call.ask.pick_live, subjects))
+    run_ids = [call.ask.pick_live(subject_of(call, "Subject", word)) for word in dict.fromkeys(words)]
     return {run_id: call.ask.status_of(run_id) for run_id in run_ids}
 
 
@@ -7172,7 +7170,7 @@ async def create(
     asked |= {"connections": connections, "secrets": [row["name"] for row in secrets["secrets"]]}
 
     async def take(answer: Json) -> Json:
-        done["files"] = as_files(encoded(answer["files"]))
+        done["files"] = as_files(answer["files"])
         done.update(rehearsal=await rehearse_new(call, name, done["files"]), deployed=False)
         return await deploy_new(call, name, done["files"], start) if deploy_ else {}
 
@@ -7238,10 +7236,6 @@ def agent_settings(call: Call) -> Json:
     return healing
 
 
-def encoded(texts: Mapping[str, str]) -> Sources:
-    return {path: text.encode() for path, text in texts.items()}
-
-
 async def mend(call: Call, attempt: Json, healing: Json, auto: bool) -> Json:
     """Asks the agent, and tries its answers, until one is proven; returns the verdict."""
     name, run_id = attempt["pipeline"], attempt["run_id"]
@@ -7257,7 +7251,7 @@ async def mend(call: Call, attempt: Json, healing: Json, auto: bool) -> Json:
             done["retried_as"] = (await retry(call, run_id, wait=False))["run_id"]
         if answer["verdict"] != "change":
             return {"verdict": answer["verdict"].replace("escalate", "escalated")}
-        changed = sources | encoded(answer["files"])
+        changed = sources | answer["files"]
         files = as_files(changed)
         done["diff"] = compare_sources(sources, changed)
         proof = {"verify": run_id, "probation": healing["probation"], "expect": attempt["version"]}
@@ -7788,8 +7782,8 @@ async def namespace_remove(call: Call, name: NamespaceName, *, force: bool = Fal
         for run_id in run_ids:
             await asyncio.to_thread(remove_tree, daemon.runner.memos(run_id))
     # A crash before the end leaves the namespace, which can be removed again, and never data without a namespace.
-    home, own = daemon.home, os.path.join(daemon.home, "namespaces", name)
-    for place in (user_place(home, name), own, secrets_folder(home, name)):
+    home = daemon.home
+    for place in (user_place(home, name), os.path.join(home, "namespaces", name), secrets_folder(home, name)):
         await asyncio.to_thread(remove_tree, place)
     await call.write(daemon.store.remove_namespace, name)
     daemon.drop_revoked(call.connection)
@@ -11057,7 +11051,7 @@ def case_for_agent(call: Call, incident: str, with_data: bool) -> Json:
 
 
 async def ask_agent(call: Call, asked: Json, healing: Json) -> Json:
-    """Runs the agent's command in a process of its own, and returns its answer.  BadRequest if that is none."""
+    """Runs the agent's command in a process of its own; returns its answer, files as bytes, or raises BadRequest."""
     environ = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", *healing["env"]) if name in os.environ}
     job: Json = {"kind": "agent", "pipeline": "", "command": healing["command"], "environ": environ}
     job |= {"asked": asked, "environment": None, "timeout": healing["time_s"]}
@@ -11072,6 +11066,7 @@ async def ask_agent(call: Call, asked: Json, healing: Json) -> Json:
     answer |= mask.document(omit(answer, ("files",)))
     for path, text in answer["files"].items():
         try:
+            answer["files"][path] = text.encode()
             parsed(text if path.endswith(".py") and len(text) <= SOURCE_READ_MAX else "")  # nothing of it is run
         except (SyntaxError, ValueError, RecursionError, MemoryError) as problem:
             raise BadRequest(f"{path} is no Python: {problem}", "answer with the whole source") from None
