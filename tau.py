@@ -7380,8 +7380,7 @@ def past_words(tick: Json) -> str:
 
 def future_words(kind: str | None, coming: Json, blockers: list[Json]) -> str:
     """Says in a sentence when a pipeline runs next."""
-    causes = dict.fromkeys(blocker["by"] for blocker in blockers)
-    if stops := [cause for cause in causes if cause in ("disabled", "paused", "invalid")]:
+    if stops := dict.fromkeys(it["by"] for it in blockers if it["by"] in ("disabled", "paused", "invalid")):
         return f"It does not run by itself: {', '.join(stops)}."
     if coming["tick"]:
         return f"It runs next at {coming['local']} ({coming['tick']}{MOVED if coming['moved'] else ''})."
@@ -11152,14 +11151,14 @@ def without_data(error: Json) -> Json:
 
 def held_by(call: Call, run_id: str) -> str | None:
     """Returns what keeps a queued run waiting: a limit of its pipeline, of its namespace or of the daemon."""
-    run, slots = call.ask.run(run_id), call.daemon.settings["max_concurrent"]
+    run, slots = call.ask.run(run_id), call.settings["max_concurrent"]
     if run["status"] != "queued":
         return None
     options = call.ask.version(run["pipeline"], run["version"])["options"]
     if (most := options.get("max_concurrent")) is not None and call.ask.live_runs(run["pipeline"]) >= most:
         return f"max_concurrent={most}"
     for it in call.store.quotas(call.ask, call.ask.namespace(namespace_of(run["pipeline"]))):
-        memory = (options.get("memory") or call.daemon.settings["memory_bytes"]) if it["quota"] == "memory_bytes" else 1
+        memory = (options.get("memory") or call.settings["memory_bytes"]) if it["quota"] == "memory_bytes" else 1
         if it["quota"] not in REFUSING and it["used"] + memory > it["limit"]:
             return f"namespace {it['quota']}={it['limit']}"
     return f"[scheduler] max_concurrent={slots}" if call.ask.totals()["running"] >= slots else None
@@ -11280,7 +11279,7 @@ class Case:
             yield ["code", name, *which, "--out", f"{name}-v{version}/"]
         if self.attempt.get("log_lines", 0) > LOG_SHOWN:
             yield ["logs", name, "--run", run_id]
-        if os.path.isdir(os.path.join(self.call.daemon.home, "memos", run_id)):
+        if os.path.isdir(self.call.daemon.runner.memos(run_id)):
             yield ["retry", run_id, "--from-failure"]
         elif secret or not is_of_data:
             yield run_again(self.run)
