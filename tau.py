@@ -11696,7 +11696,7 @@ def types_seen(caller: Caller, asked: str | None) -> list[str]:
     seen = [name for name in TYPES_OF if caller.scope == "admin" or name not in SECRET_EVENTS]
     types = []
     for word in ("*" if asked is None else asked).split(",", FIELDS_MAX):
-        names = [name for name in seen if len(word) <= WORD_MAX and fnmatch.fnmatchcase(name, word.strip())]
+        names = fnmatch.filter(seen, word.strip()) if len(word) <= WORD_MAX else []
         if not names:
             hint = did_you_mean(word, seen, f"known: {', '.join(seen)}")
             raise BadRequest(f"no event has the type '{word}'", hint)
