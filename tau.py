@@ -6494,9 +6494,7 @@ async def try_(
 
 
 @reads
-async def wait(
-    call: Call, run_id: list[RunId], *, timeout: float | None = None, follow: bool = False
-) -> bytes:  # fmt: skip
+async def wait(call: Call, run_id: list[RunId], *, timeout: float | None = None, follow: bool = False) -> bytes:
     """Wait for runs to end, and print one run's document or a list of several.
 
     run_id        which runs: ids, their first characters, or a pipeline's name, meaning its only live run
@@ -7578,9 +7576,7 @@ async def shutdown(call: Call, *, drain: float = 0.0, cancel: bool = False) -> J
 
 
 @reads
-def schema(
-    call: Call, operation: str | None = None, word: str | None = None, *, document: str | None = None
-) -> Json:  # fmt: skip
+def schema(call: Call, operation: str | None = None, word: str | None = None, *, document: str | None = None) -> Json:
     """Print each operation and document as JSON Schema, and the words of the interface; or one of them.
 
     operation     which operation: its name, or its words
@@ -7646,7 +7642,7 @@ def secret_list(call: Call) -> Json:
     tau secret list --json
     """
     # What an older Tau has deployed is among them when it is deployed again.
-    caller, settings = call.caller, call.settings
+    caller = call.caller
     needed = collections.defaultdict[str, dict[str, bool]](dict)  # by namespace
     users = collections.defaultdict[tuple[str, str], list[str]](list)
 
@@ -7660,7 +7656,7 @@ def secret_list(call: Call) -> Json:
         if by := caller.sift(row["pipelines"]):
             add(row["namespace"], row["secrets"], by)
     if not caller.is_limited:
-        for name, table in settings["notify"].items():
+        for name, table in call.settings["notify"].items():
             key = table.get("secret", SIGNING_KEY)
             names = re.findall(SECRET_IN_URL, table.get("url", "")) + [key] * (not key.startswith(SIGNING_KEY))
             add(DEFAULT_NAMESPACE, dict.fromkeys(names, True), [f"notify {name}"])
@@ -7743,11 +7739,8 @@ def namespace_list(call: Call) -> Json:
     tau namespace list
     tau namespace list --json
     """
-    rows = [
-        pick(row := call.ask.namespace(name), "name", "created_at") | row["options"]
-        for name in call.ask.namespaces(call.caller.namespace)
-    ]
-    return listing(call, "namespaces", rows)
+    rows = map(call.ask.namespace, call.ask.namespaces(call.caller.namespace))
+    return listing(call, "namespaces", [pick(row, "name", "created_at") | row["options"] for row in rows])
 
 
 @reads
@@ -10967,9 +10960,7 @@ def is_private(address: str) -> bool:
     return address == "localhost"
 
 
-async def exchange(
-    parts: urllib.parse.SplitResult, headers: Json, body: bytes, private: bool
-) -> tuple[int, Any, str]:  # fmt: skip
+async def exchange(parts: urllib.parse.SplitResult, headers: Json, body: bytes, private: bool) -> tuple[int, Any, str]:
     """Sends one request of HTTP; returns status, fields and the beginning of the answer.
 
     It connects to the very address that was looked at: another question could have another answer.
@@ -11521,9 +11512,8 @@ class Caller:
         self.check_time()
         if SCOPES.index(chosen.scope) > SCOPES.index(self.scope):
             message = f"'{chosen.name}' needs a key of scope {chosen.scope}; '{self.name}' has {self.scope}"
-            create = shell_line(
-                "tau", "key", "create", "NAME", "--scope", chosen.scope, *namespace_words(self.namespace)
-            )
+            words = ("--scope", chosen.scope, *namespace_words(self.namespace))
+            create = shell_line("tau", "key", "create", "NAME", *words)
             raise Forbidden(message, create if chosen.sifts else DAEMON_HINT)
 
     def check_time(self) -> None:
