@@ -11148,9 +11148,9 @@ def held_by(call: Call, run_id: str) -> str | None:
     options = call.ask.version(run["pipeline"], run["version"])["options"]
     if (most := options.get("max_concurrent")) is not None and call.ask.live_runs(run["pipeline"]) >= most:
         return f"max_concurrent={most}"
-    for it in call.store.quotas(call.ask, call.ask.namespace(namespace_of(run["pipeline"]))):
-        memory = (options.get("memory") or call.settings["memory_bytes"]) if it["quota"] == "memory_bytes" else 1
-        if it["quota"] not in REFUSING and it["used"] + memory > it["limit"]:
+    needs = {"max_running": 1, "memory_bytes": options.get("memory") or call.settings["memory_bytes"]}
+    for it in call.store.quotas(call.ask, call.ask.namespace(namespace_of(run["pipeline"])), [*needs]):
+        if it["used"] + needs[it["quota"]] > it["limit"]:
             return f"namespace {it['quota']}={it['limit']}"
     return f"[scheduler] max_concurrent={slots}" if call.ask.totals()["running"] >= slots else None
 
