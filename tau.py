@@ -11396,13 +11396,13 @@ def shorten(document: Json, budget: int) -> Json:
         room = budget // share * (2 if holder == ["error"] or key == "steps" else 1)
         size = len(encode_json(place.get(key)))
         if size > room and place.get(key):
-            place[key] = cut(place[key], room, functools.partial(telling, part, place))
+            place[key] = cut(place[key], room, part, place)
             left += len(encode_json(place[key])) - size
             cuts.setdefault(part, {"path": part, "bytes": size, "get": get})
     return document | {"cut": [*cuts.values()]} if cuts else document
 
 
-def cut(value: Any, room: int, rank: Callable[[list[Any], int], Any]) -> Any:
+def cut(value: Any, room: int, part: str, place: Json) -> Any:
     """Returns about *room* bytes of a value: both ends of a text, of a list or an object the items of lowest rank.
 
     Objects in it keep all their keys, but for those that map names.
@@ -11413,12 +11413,12 @@ def cut(value: Any, room: int, rank: Callable[[list[Any], int], Any]) -> Any:
         return value
     keys, items = ([*range(len(value))], value) if isinstance(value, list) else ([*value], [*value.values()])
 
-    def smaller(key: Any, part: Any) -> Any:
-        if isinstance(part, dict) and key not in NAMED:
-            return {name: smaller(name, cell) for name, cell in part.items()}
-        return cut(part, room // SHARES.get(type(part), 4), rank)
+    def smaller(key: Any, item: Any) -> Any:
+        if isinstance(item, dict) and key not in NAMED:
+            return {name: smaller(name, cell) for name, cell in item.items()}
+        return cut(item, room // SHARES.get(type(item), 4), part, place)
 
-    order = sorted(range(len(items))[: max(room, STEPS_MAX)], key=functools.partial(rank, items))[:room]
+    order = sorted(range(len(items))[: max(room, STEPS_MAX)], key=lambda at: telling(part, place, items, at))[:room]
     made = [(number, keys[number], smaller(None, items[number])) for number in order]
     shown = {key: item for _, key, item in sorted(first_fitting(made, room))}
     return [*shown.values()] if isinstance(value, list) else shown
