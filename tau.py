@@ -1590,7 +1590,8 @@ class Operation:
         self.words = self.name.replace("_", " ", 1).replace("_", "-")
         self.scope = "read" if effect == "reads" else "operate"  # a key needs this scope
         self.added: tuple[Argument, ...] = ()  # arguments that its handler does not get
-        self.sifts = False  # whether the handler itself leaves out what its caller may not see
+        # Whether the handler itself leaves out what its caller may not see, as all do that read.
+        self.sifts = effect == "reads"
         # Whether its handler is a plain function (no coroutine, 0x80), which is called beside the loop.
         self.is_question = not handler.__code__.co_flags & 0x80
         # What it may take there: seconds of work, rows that it reads, bytes of its answer.
@@ -1708,7 +1709,7 @@ def mark(**attributes: Any) -> Callable[[Function], Function]:
     return set_attributes
 
 
-#: Decorators: only `admin` keys may call the operation; it leaves out by itself what its caller may not see.
+#: Decorators: only `admin` keys may call the operation; it writes, and leaves out what its caller may not see.
 admin, sifts = mark(scope="admin"), mark(sifts=True)
 
 
@@ -6027,7 +6028,7 @@ async def rollback(call: Call, name: PipelineName, *, to: int | None = None) -> 
         tau rollback orders
         tau rollback orders --to 3 --reason "version 4 counts twice"
     """
-    done = await call.store.write(call.agenda.roll_back, name, to, call.caller, call.actor)
+    done = await call.write(call.agenda.roll_back, name, to, call.caller)
     return {**done, "next": [shell_line("tau", "run", name)]}
 
 
@@ -6038,7 +6039,6 @@ def versions(call: Call, name: PipelineName, *, limit: Limit = 20) -> Json:
     tau versions orders
     tau versions orders --limit 100
     """
-    call.ask.known(name)
     rows, total = call.ask.versions(name, limit)
     for row in rows:
         row["live"] = bool(row["live"])
@@ -6075,11 +6075,9 @@ async def check(
 
 
 def preview_pipeline(call: Call, row: Json) -> Json:
-    """Describes a pipeline that is not deployed, with its next ticks."""
     now = time.time()
     schedule = {"options": schedule_options(row, {}), "anchor_at": rfc3339(now)}
-    ticks = preview(call, *timing(call, schedule), int(now))["ticks"]
-    return omit(row, ("function", "secrets")) | {"ticks": ticks}
+    return omit(row, ("function", "secrets")) | pick(preview(call, *timing(call, schedule), int(now)), "ticks")
 
 
 def timing(call: Call, row: Json) -> tuple[Times | None, Zone]:
@@ -6105,7 +6103,6 @@ async def undeploy(call: Call, name: PipelineName) -> Json:
     return {"name": name, "changed": cancelled is not None} | about
 
 
-@sifts
 @reads
 def list_(call: Call, *, tag: str | None = None, exposed: bool = False, limit: Limit = 20) -> Json:
     """List the deployed pipelines, each with its last run.
@@ -6150,7 +6147,6 @@ def chains_seen(call: Call, name: str) -> tuple[list[Json], list[str]]:
     return after, [it for it in downstream if sees(it) or shares(name, it)]
 
 
-@sifts
 @reads
 def lineage(call: Call, name: str | None = None, resource: str | None = None, *, limit: Limit = 100) -> Json:
     """Tell which pipelines read and write what, each with its last run that did.
@@ -6217,7 +6213,7 @@ def code(
     return document | {"files": [*sources], "source": sources[row["entry"]].decode("utf-8", "replace")}
 
 
-@mark(scope="operate", sifts=True)
+@mark(scope="operate")
 @reads
 async def peek_(
     call: Call, place: str, resource: str | None = None, *, limit: Limit = 20, profile: bool = False,
@@ -6313,7 +6309,6 @@ async def await_runs(
 ) -> None:
     """Waits at most *timeout* seconds until runs have ended; *follow* sends the events of the first run meanwhile."""
     call.only_waits()
-    daemon = call.daemon
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout):
             if follow and run_ids:
@@ -6321,7 +6316,7 @@ async def await_runs(
                 async for event in story_of(call, run_ids[0], begin):
                     await call.emit(event)
             for run_id in run_ids:
-                await daemon.feed.finished(run_id)
+                await call.daemon.feed.finished(run_id)
 
 
 async def story_of(call: Call, run_id: str, seq: int = 0) -> AsyncIterator[Json]:
@@ -6402,9 +6397,7 @@ async def try_(
 
 
 @reads
-async def wait(
-    call: Call, run_id: list[RunId], *, timeout: float | None = None, follow: bool = False
-) -> bytes:  # fmt: skip
+async def wait(call: Call, run_id: list[RunId], *, timeout: float | None = None, follow: bool = False) -> bytes:
     """Wait for runs to end, and print one run's document or a list of several.
 
     run_id        which runs: ids, their first characters, or a pipeline's name, meaning its only live run
@@ -6427,8 +6420,7 @@ async def wait(
 
 def seen_runs(call: Call, words: list[str]) -> dict[str, str]:
     """Returns run id → status of the runs that these ids, or beginnings of ids, name."""
-    subjects = [subject_of(call, "Subject", word) for word in dict.fromkeys(words)]
-    run_ids = dict.fromkeys(map(call.ask.pick_live, subjects))
+    run_ids = [call.ask.pick_live(subject_of(call, "Subject", word)) for word in dict.fromkeys(words)]
     return {run_id: call.ask.status_of(run_id) for run_id in run_ids}
 
 
@@ -6458,7 +6450,7 @@ async def retry(
     if old["status"] not in FINAL:
         raise Conflict(f"run {run_id} is {old['status']}", shell_line("tau", "wait", run_id))
     for upstream in (old["upstream"] or {}).values():
-        if call.ask.row("SELECT 1 FROM runs WHERE run_id = ?", upstream) is None:
+        if not call.ask.owner(upstream):
             wrong = f"{run_id} followed run {upstream}, which has been removed with its result"
             raise NotFound(wrong, shell_line("tau", "run", old["pipeline"]))
     versions = {"live": None, "same": old["version"]}
@@ -6497,7 +6489,6 @@ async def cancel(call: Call, run_id: Subject, *, force: bool = False) -> Json:
     return {"run_id": run_id, "status": ask.status_of(run_id), "changed": moved}
 
 
-@sifts
 @reads
 def runs(
     call: Call,
@@ -6521,7 +6512,6 @@ def runs(
         tau runs orders --last 10
         tau runs --status failed --since 24h
     """
-    call.ask.known(name)
     zone = Zone(call.settings["timezone"])
     ids = [text and past_id(text, zone) for text in (since, until)]
     return listing(call, "runs", *call.ask.runs(name, status, limit, call.among(), ids, trigger))
@@ -6650,7 +6640,6 @@ async def logs(
     return {"run_id": run_id, "status": call.ask.status_of(run_id)}
 
 
-@sifts
 @reads
 async def events(
     call: Call,
@@ -6674,7 +6663,6 @@ async def events(
         tau events --type 'run.failed,incident.*' --limit 20
     """
     types = types_seen(call.caller, type_)
-    call.ask.known(pipeline)
     call.only_waits()
     wait = DURATION_MAX_S if follow else wait
     cursor = call.ask.last_event() if since is None and wait and not follow else since
@@ -6702,7 +6690,6 @@ async def events(
     return page
 
 
-@sifts
 @reads
 def errors(call: Call, name: PipelineName | None = None, *, all_: bool = False, limit: Limit = 20) -> Json:
     """List the incidents: failed runs of one kind are one.  Open ones come first, then the latest.
@@ -6713,7 +6700,6 @@ def errors(call: Call, name: PipelineName | None = None, *, all_: bool = False, 
         tau errors
         tau errors orders --all --limit 100
     """
-    call.ask.known(name)
     if not all_:
         rows, total = call.ask.incidents(limit, {AMONG: call.among(), "pipeline = ?": name})
         rows = [row | {"next": [shell_line("tau", "inspect", row["incident"])]} for row in rows]
@@ -6744,7 +6730,6 @@ async def state(call: Call, name: PipelineName, *, set_: Json | None = None, cle
     return {"pipeline": name, **call.ask.state(name), "changed": changed}
 
 
-@sifts
 @reads
 async def status(call: Call) -> Json:
     """Tell how the daemon is: processes, addresses, counts, queue, how fast runs start.
@@ -6754,14 +6739,11 @@ async def status(call: Call) -> Json:
     """
     daemon, caller, counts = call.daemon, call.caller, call.ask.totals(call.caller.namespace)
     asking = call.ask.value(f"SELECT count(*) FROM (SELECT 1 FROM live WHERE secrets IS NOT NULL LIMIT {ASKING_MAX})")
-
-    def is_seen(run_id: str | None) -> bool:
-        return not caller.is_limited or (run_id is not None and caller.sees(call.ask.owner(run_id)))
-
-    live = [row for row in daemon.runner.processes() if "run_id" not in row or is_seen(row["run_id"])]
+    rows, owner = daemon.runner.processes(), call.ask.owner
+    live = [row for row in rows if "run_id" not in row or caller.sees(owner(row["run_id"] or ""))]
     peers = [peer for peer in daemon.connections if caller.namespace in (None, peer.caller and peer.caller.namespace)]
-    disk, latency = os.statvfs(daemon.home), {"count": 0, "p50_ms": None, "p99_ms": None}
-    return {
+    disk = os.statvfs(daemon.home)
+    document = {
         "pid": os.getpid(),
         "version": __version__,
         "protocol": PROTOCOL,
@@ -6776,23 +6758,25 @@ async def status(call: Call) -> Json:
         "queued": counts["queued"],
         "slots": {"total": daemon.settings["max_concurrent"], "used": counts["running"]},
         "scheduler": {**call.ask.schedule_counts(call.among()), "paused": call.ask.pause("")},
-        "start_latency": latency if caller.is_limited else daemon.runner.latency(),
+        "start_latency": daemon.runner.latency(),
         "missing_secrets": await call.beside(missing_secrets) if asking == ASKING_MAX else missing_secrets(call),
         "connections": len(peers),
-        "strangers": 0 if caller.is_limited else len(daemon.listeners.strangers),
+        "strangers": len(daemon.listeners.strangers),
         "storage": {"free_bytes": disk.f_bavail * disk.f_frsize, "refused_at": daemon.store.database.refused_at},
         "stopping": daemon.stopping,
-        "warnings": [] if caller.is_limited else [*daemon.warnings.values()],
-        "warm": [] if caller.is_limited else [omit(row, ("forced",)) for row in daemon.runner.starter.warm],
-        "task_failures": [] if caller.is_limited else [*daemon.store.metrics.failures.values()],
+        "warnings": [*daemon.warnings.values()],
+        "warm": [omit(row, ("forced",)) for row in daemon.runner.starter.warm],
+        "task_failures": [*daemon.store.metrics.failures.values()],
     }
+    nothing: Json = {"start_latency": {"count": 0, "p50_ms": None, "p99_ms": None}, "strangers": 0}
+    nothing |= {"warnings": [], "warm": [], "task_failures": []}
+    return document | nothing if caller.is_limited else document
 
 
 #: So many pipelines that ask for secrets are looked at beside the loop: each may ask for SECRETS_MAX.
 ASKING_MAX = 20
 
 
-@sifts
 @reads
 def watch(call: Call, *, limit: Limit = 5) -> Json:
     """Watch what goes on until Ctrl-C: incidents, live runs, the last ends, next ticks; in a pipe, print it once.
@@ -6824,7 +6808,6 @@ def watch(call: Call, *, limit: Limit = 5) -> Json:
     }
 
 
-@sifts
 @reads
 def calendar(
     call: Call,
@@ -6845,7 +6828,6 @@ def calendar(
         tau calendar
         tau calendar orders --days 60 --timezone Europe/London
     """
-    call.ask.known(name)
     zone, now = Zone(timezone or call.settings["timezone"]), int(time.time())
     first = (now + zone.offset(now)) // DAY_S - days + 1
     begins = [zone.instant(day * DAY_S) for day in range(first, first + days + 1)]
@@ -6855,16 +6837,13 @@ def calendar(
     for count in call.ask.daily([*past], statuses, [*map(id_at, begins)]):
         past[count["pipeline"]][count["day"]][count["status"]] = count["runs"]
     found = [row for row in rows if not failures or any(past[row["pipeline"]])]
-    shown = found[:limit]
     until = 0 if failures else now + DAY_S
     pipelines = [
-        {"pipeline": row["pipeline"], "past": past[row["pipeline"]]} | coming(call, row, until) for row in shown
+        {"pipeline": row["pipeline"], "past": past[row["pipeline"]]} | coming(call, row, until) for row in found[:limit]
     ]
-    about = {
-        "timezone": zone.name,
-        "days": [{"day": str(zone.shown(at).date()), "at": rfc3339(at)} for at in begins[:-1]],
-    }
-    return about | listing(call, "pipelines", pipelines, total if len(rows) < total else len(found))
+    dates = [{"day": str(zone.shown(at).date()), "at": rfc3339(at)} for at in begins[:-1]]
+    total = total if len(rows) < total else len(found)
+    return {"timezone": zone.name, "days": dates} | listing(call, "pipelines", pipelines, total)
 
 
 def coming(call: Call, row: Json, until: int) -> Json:
@@ -6872,14 +6851,12 @@ def coming(call: Call, row: Json, until: int) -> Json:
     options, first = row["options"], list[str]()
     is_due = row["due_at"] and not call.ask.pause("")
     if is_due and (begin := instant_of(row["next_at"])) <= until:  # the next one is known already
-        times, _ = timing(call, row)
-        first = [rfc3339(at) for at, _ in first_ticks(call, times, begin - 1, DAY_S // 3600 + 1, until)]
-    zone = options["timezone"] or call.agenda.timezone
-    shown = pick(options, "cron", "every_s") | {"timezone": zone, "held": row["held"]}
-    return shown | {"coming": first[:24], "more": len(first) > 24}
+        ticks = first_ticks(call, timing(call, row)[0], begin - 1, DAY_S // 3600 + 1, until)
+        first = [rfc3339(at) for at, _ in ticks]
+    shown = pick(options, "cron", "every_s") | {"timezone": options["timezone"] or call.agenda.timezone}
+    return shown | {"held": row["held"], "coming": first[:24], "more": len(first) > 24}
 
 
-@sifts
 @reads
 def ticks(
     call: Call,
@@ -6919,7 +6896,6 @@ def first_ticks(call: Call, times: Times | None, after: int, most: int, until: i
 
 
 def preview(call: Call, times: Times | None, zone: Zone, after: int, limit: int = TICKS_SHOWN) -> Json:
-    """Returns the next ticks: in UTC, in local time, and whether DST has moved each."""
     ticks = first_ticks(call, times, after, limit)
     return {
         "ticks": [rfc3339(at) for at, _ in ticks],
@@ -7003,7 +6979,6 @@ async def schedule(
 
 
 def find_schedule(call: Call, name: str, undeployed: bool = False) -> Json:
-    """Returns a schedule as a document: its options, where they come from, the next ticks."""
     row = call.ask.schedule(name, undeployed)
     paused = call.ask.pause(name) or call.ask.pause("")
     times, zone = timing(call, row)
@@ -7096,7 +7071,7 @@ async def create(
     asked |= {"connections": connections, "secrets": [row["name"] for row in secrets["secrets"]]}
 
     async def take(answer: Json) -> Json:
-        done["files"] = as_files(encoded(answer["files"]))
+        done["files"] = as_files(answer["files"])
         done.update(rehearsal=await rehearse_new(call, name, done["files"]), deployed=False)
         return await deploy_new(call, name, done["files"], start) if deploy_ else {}
 
@@ -7162,10 +7137,6 @@ def agent_settings(call: Call) -> Json:
     return healing
 
 
-def encoded(texts: Mapping[str, str]) -> Sources:
-    return {path: text.encode() for path, text in texts.items()}
-
-
 async def mend(call: Call, attempt: Json, healing: Json, auto: bool) -> Json:
     """Asks the agent, and tries its answers, until one is proven; returns the verdict."""
     name, run_id = attempt["pipeline"], attempt["run_id"]
@@ -7181,7 +7152,7 @@ async def mend(call: Call, attempt: Json, healing: Json, auto: bool) -> Json:
             done["retried_as"] = (await retry(call, run_id, wait=False))["run_id"]
         if answer["verdict"] != "change":
             return {"verdict": answer["verdict"].replace("escalate", "escalated")}
-        changed = sources | encoded(answer["files"])
+        changed = sources | answer["files"]
         files = as_files(changed)
         done["diff"] = compare_sources(sources, changed)
         proof = {"verify": run_id, "probation": healing["probation"], "expect": attempt["version"]}
@@ -7251,8 +7222,7 @@ def tick_at(call: Call, name: str, asked: int | None, now: int) -> Json:
         return decision | {"last_run": run}
     if decision["scheduled_for"]:
         return decision
-    times, _ = timing(call, row)
-    is_tick = times is not None and (times.next(asked - 1) or [None])[0] == asked
+    is_tick = bool(first_ticks(call, timing(call, row)[0], asked - 1, 1, asked))
     if is_tick and asked > instant_of(row["watermark_at"]):
         reason = "it is still to come" if asked > now else "it has not been decided yet"
         return {"scheduled_for": text, "decision": "undecided", "reason": reason}
@@ -7282,12 +7252,12 @@ def find_blockers(call: Call, schedule: Json, upstream: list[Json]) -> Iterator[
     if (most := options.get("max_concurrent")) is not None and ask.live_runs(name) >= most:
         yield {"by": "max_concurrent", "max_concurrent": most, "hint": shell_line("tau", "runs", name)}
     if waiting := [row["pipeline"] for row in upstream if row["run_id"] is None]:
-        last = "SELECT status FROM runs WHERE pipeline = ? ORDER BY run_id DESC LIMIT 1"
-        ends = {it: ask.live_version(it) and (ask.value(last, it) or "") for it in waiting if call.caller.sees(it)}
-        told = {
-            it: f"last {end}" if end else "has not run" if end == "" else "not deployed" for it, end in ends.items()
-        }
-        yield {"by": "upstream", "waiting_for": waiting, "reason": ", ".join(map(": ".join, told.items()))}
+        reasons = []
+        for it in call.caller.sift(waiting):
+            last = ask.last_run(it)
+            end = f"last {last['status']}" if last else "has not run"
+            reasons.append(f"{it}: {end if ask.live_version(it) else 'not deployed'}")
+        yield {"by": "upstream", "waiting_for": waiting, "reason": ", ".join(reasons)}
 
 
 def past_words(tick: Json) -> str:
@@ -7311,8 +7281,7 @@ def past_words(tick: Json) -> str:
 
 def future_words(kind: str | None, coming: Json, blockers: list[Json]) -> str:
     """Says in a sentence when a pipeline runs next."""
-    causes = dict.fromkeys(blocker["by"] for blocker in blockers)
-    if stops := [cause for cause in causes if cause in ("disabled", "paused", "invalid")]:
+    if stops := dict.fromkeys(it["by"] for it in blockers if it["by"] in ("disabled", "paused", "invalid")):
         return f"It does not run by itself: {', '.join(stops)}."
     if coming["tick"]:
         return f"It runs next at {coming['local']} ({coming['tick']}{MOVED if coming['moved'] else ''})."
@@ -7428,7 +7397,6 @@ async def set_pause(call: Call, name: str | None, everything: bool, healing: boo
     return about | {"reason": (kept or {"reason": None})["reason"], "changed": changed}
 
 
-@sifts
 @reads
 def version(call: Call) -> Json:
     """Tell the version of the command and of the daemon.
@@ -7507,15 +7475,11 @@ async def shutdown(call: Call, *, drain: float = 0.0, cancel: bool = False) -> J
     # The daemon owns the task: a client that goes away must not leave the drain half done.
     await asyncio.shield(call.daemon.runner.spawn(call.daemon.wind_up(drain, cancel)))
     counts = call.ask.totals()
-    about: Json = {"pid": os.getpid(), "stopping": True}
-    return about | {"live_runs": counts["running"], "queued_runs": counts["queued"]}
+    return {"pid": os.getpid(), "stopping": True, "live_runs": counts["running"], "queued_runs": counts["queued"]}
 
 
-@sifts
 @reads
-def schema(
-    call: Call, operation: str | None = None, word: str | None = None, *, document: str | None = None
-) -> Json:  # fmt: skip
+def schema(call: Call, operation: str | None = None, word: str | None = None, *, document: str | None = None) -> Json:
     """Print each operation and document as JSON Schema, and the words of the interface; or one of them.
 
     operation     which operation: its name, or its words
@@ -7573,7 +7537,6 @@ async def save_secret(call: Call, name: str, data: bytes | None) -> Json:
     return {"name": word, "changed": changed, "found": usable_secret(word, folder, environ)[1]}
 
 
-@sifts
 @reads
 def secret_list(call: Call) -> Json:
     """List the secrets that deployed pipelines ask for: where each is found and who uses it, never its value.
@@ -7582,7 +7545,7 @@ def secret_list(call: Call) -> Json:
     tau secret list --json
     """
     # What an older Tau has deployed is among them when it is deployed again.
-    caller, settings = call.caller, call.settings
+    caller = call.caller
     needed = collections.defaultdict[str, dict[str, bool]](dict)  # by namespace
     users = collections.defaultdict[tuple[str, str], list[str]](list)
 
@@ -7591,25 +7554,22 @@ def secret_list(call: Call) -> Json:
             needed[namespace][name] = needed[namespace].get(name, False) or is_needed
             users[namespace, name] += by
 
-    def add_url(namespace: str, url: str, user: str) -> None:
-        add(namespace, dict.fromkeys(re.findall(SECRET_IN_URL, url), True), [user])
-
     own = f"SELECT {NAMESPACE_OF.format('pipeline')} AS namespace, secrets, json_group_array(pipeline) AS pipelines"
     for row in call.ask.rows(f"{own} FROM live WHERE secrets IS NOT NULL GROUP BY 1, 2"):
         if by := caller.sift(row["pipelines"]):
             add(row["namespace"], row["secrets"], by)
     if not caller.is_limited:
-        for name, table in settings["notify"].items():
+        for name, table in call.settings["notify"].items():
             key = table.get("secret", SIGNING_KEY)
-            url = table.get("url", "") + f"${{{key}}}" * (not key.startswith(SIGNING_KEY))
-            add_url(DEFAULT_NAMESPACE, url, f"notify {name}")
+            names = re.findall(SECRET_IN_URL, table.get("url", "")) + [key] * (not key.startswith(SIGNING_KEY))
+            add(DEFAULT_NAMESPACE, dict.fromkeys(names, True), [f"notify {name}"])
     secrets: list[Json] = []
     for namespace in call.ask.namespaces(caller.namespace):
         room = Room(call.store, f"{namespace}/")
         folder, environ = room.secrets
         if not caller.patterns:
             for name, table in room.connections.items():
-                add_url(namespace, table["url"], f"connection {name}")
+                add(namespace, dict.fromkeys(re.findall(SECRET_IN_URL, table["url"]), True), [f"connection {name}"])
             add(namespace, dict.fromkeys(secrets_below(folder), False), [])
         for name, place in places_of(needed[namespace], folder, environ).items():
             about = {"name": name, "found": place, "used_by": sorted(users[namespace, name]), "namespace": namespace}
@@ -7622,7 +7582,6 @@ def missing_secrets(call: Call) -> list[str]:
     return [full_name(row["name"], row["namespace"]) for row in rows if row["found"] is None]
 
 
-@sifts
 @reads
 async def open_(call: Call, *, scope: str | None = None, print_: bool = False) -> Json:
     """Print the dashboard's address with a word that logs in once, on this machine and within a minute.
@@ -7676,7 +7635,6 @@ async def save_namespace(call: Call, name: str, is_new: bool) -> Json:
     return await call.write(call.store.save_namespace, name, given, is_new)
 
 
-@sifts
 @reads
 def namespace_list(call: Call) -> Json:
     """List the namespaces, with what each may have.
@@ -7684,14 +7642,10 @@ def namespace_list(call: Call) -> Json:
     tau namespace list
     tau namespace list --json
     """
-    rows = [
-        pick(row := call.ask.namespace(name), "name", "created_at") | row["options"]
-        for name in call.ask.namespaces(call.caller.namespace)
-    ]
-    return listing(call, "namespaces", rows)
+    rows = map(call.ask.namespace, call.ask.namespaces(call.caller.namespace))
+    return listing(call, "namespaces", [pick(row, "name", "created_at") | row["options"] for row in rows])
 
 
-@sifts
 @reads
 def namespace_show(call: Call, name: NamespaceName | None = None) -> Json:
     """Show a namespace: what it may have, and what it uses of that.
@@ -7703,8 +7657,8 @@ def namespace_show(call: Call, name: NamespaceName | None = None) -> Json:
     """
     row = call.ask.namespace((call.caller.within(name, call.ask) if name else call.caller).home)
     call.store.disk[row["name"]] = disk_used(call.store.home, call.ask, row["name"])
-    about = {"name": row["name"], "created_at": row["created_at"], **row["options"]}
-    return about | {"used": {quota: call.store.used(call.ask, row, quota) for quota in QUOTAS}}
+    used = {quota: call.store.used(call.ask, row, quota) for quota in QUOTAS}
+    return pick(row, "name", "created_at") | {**row["options"], "used": used}
 
 
 @admin
@@ -7723,15 +7677,15 @@ async def namespace_remove(call: Call, name: NamespaceName, *, force: bool = Fal
         for run_id in run_ids:
             await asyncio.to_thread(remove_tree, daemon.runner.memos(run_id))
     # A crash before the end leaves the namespace, which can be removed again, and never data without a namespace.
-    home, own = daemon.home, os.path.join(daemon.home, "namespaces", name)
-    for place in (user_place(home, name), own, secrets_folder(home, name)):
+    home = daemon.home
+    for place in (user_place(home, name), os.path.join(home, "namespaces", name), secrets_folder(home, name)):
         await asyncio.to_thread(remove_tree, place)
     await call.write(daemon.store.remove_namespace, name)
     daemon.drop_revoked(call.connection)
     return {"name": name, "removed_runs": removed}
 
 
-@admin
+@mark(scope="admin", sifts=False)
 @reads
 async def namespace_audit(call: Call, asks: NamespaceName, owns: NamespaceName) -> Json:
     """Call every operation as one namespace with the words of another; exit code 1 says that one tells of it.
@@ -7834,7 +7788,7 @@ def audited_calls(own: str, words: Json) -> Iterator[tuple[Operation, str, Json,
 
     Without a word the kind is `asked`.  What else an operation needs is *own*, a pipeline of who asks.
     """
-    usual: Json = {"list[RunId]": [own], "list[Json]": [{"path": "audit.py", "text": CHAINED.format("")}]}
+    usual: Json = {"list[Json]": [{"path": "audit.py", "text": CHAINED.format("")}]}
     for entry in OPERATIONS.values():
         harmless = SPARED.get(entry.name, {})
         base = {name: usual.get(entry.arguments[name].kind, own) for name in entry.required()} | harmless
@@ -7856,10 +7810,9 @@ def is_called(entry: Operation) -> bool:
 
 
 def argued(argument: Argument, word: Any) -> Json:
-    """Returns a word as an argument."""
     if argument.kind == "list[Json]":
-        return {argument.name: [{"path": "audit.py", "text": CHAINED.format(repr(word))}]}
-    return {argument.name: [word] if argument.kind == "list[RunId]" else word}
+        word = [{"path": "audit.py", "text": CHAINED.format(repr(word))}]
+    return {argument.name: word}
 
 
 def word_of_nobody(word: Any) -> Any:
@@ -7875,7 +7828,6 @@ def without_word(text: str, word: Any) -> str:
 
 
 async def heard_by(call: Call, caller: Caller, entry: Operation, given: Json) -> str:
-    """Returns what a caller is told."""
     trial = Call(call.connection, caller, None, entry, given)
     try:
         caller.check(entry)
@@ -7924,7 +7876,6 @@ async def key_create(
     return shown | {"key": key}
 
 
-@sifts
 @admin
 @reads
 def key_list(call: Call) -> Json:
@@ -7953,7 +7904,6 @@ async def key_revoke(call: Call, name: KeyName) -> Json:
     return {"name": name, "changed": changed}
 
 
-@sifts
 @reads
 def notify_list(call: Call, *, limit: Limit = 20) -> Json:
     """List the recipients of notifications, how far each is, and the events that they have not taken.
@@ -10679,12 +10629,12 @@ class Outbox:
 
     async def step(self, recipient: Recipient) -> float | None:
         """Sends the next event if it is time; returns after how many seconds there is more, None: if there is news."""
-        question, now = "SELECT * FROM recipients WHERE name = ?", self.store.clock.time()
-        row = self.store.ask.row(question, recipient.name)
+        now = self.store.clock.time()
+        row = self.store.ask.row("SELECT * FROM recipients WHERE name = ?", recipient.name)
         if row is None:
             await self.store.write(self.begin, [*self.recipients])
             return 0.0
-        left = instant_ms(row["next_at"]) / 1000 - now if row["next_at"] else 0.0
+        left = max(instant_ms(row["next_at"]) / 1000 - now, 0.0) if row["next_at"] else 0.0
         if left > 0 or self.store.database.is_full:  # what came of an attempt could not be kept
             return min(left or PULSE_S, RETRY_MOST_S)
         told, since = dict(row["told"]), max(row["seq"], recipient.seen)
@@ -10757,7 +10707,7 @@ class Outbox:
     async def message(self, recipient: Recipient, event: Json) -> bytes:
         """Returns the event with the case of its run, as far as the recipient may see them."""
         run_id = event["run_id"] or event["data"].get("run_id")
-        document = {"id": recipient.event_id(event), **pick(event, *EVENT_COLUMNS.split(", ")), "case": None}
+        document = {"id": recipient.event_id(event), **event, "case": None}
         sift_event(recipient.caller, document)
         with contextlib.suppress(TauError):  # the run is deleted, or its document takes too long
             if run_id:
@@ -10891,9 +10841,7 @@ def is_private(address: str) -> bool:
     return address == "localhost"
 
 
-async def exchange(
-    parts: urllib.parse.SplitResult, headers: Json, body: bytes, private: bool
-) -> tuple[int, Any, str]:  # fmt: skip
+async def exchange(parts: urllib.parse.SplitResult, headers: Json, body: bytes, private: bool) -> tuple[int, Any, str]:
     """Sends one request of HTTP; returns status, fields and the beginning of the answer.
 
     It connects to the very address that was looked at: another question could have another answer.
@@ -10974,7 +10922,7 @@ def case_for_agent(call: Call, incident: str, with_data: bool) -> Json:
 
 
 async def ask_agent(call: Call, asked: Json, healing: Json) -> Json:
-    """Runs the agent's command in a process of its own, and returns its answer.  BadRequest if that is none."""
+    """Runs the agent's command in a process of its own; returns its answer, files as bytes, or raises BadRequest."""
     environ = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", *healing["env"]) if name in os.environ}
     job: Json = {"kind": "agent", "pipeline": "", "command": healing["command"], "environ": environ}
     job |= {"asked": asked, "environment": None, "timeout": healing["time_s"]}
@@ -10983,12 +10931,13 @@ async def ask_agent(call: Call, asked: Json, healing: Json) -> Json:
         raise BadRequest(f"the agent gave no answer: {outcome.error['message']}", "answer as the rules say")
     answer: Json = {"verdict": "change", "files": {}}
     answer |= read_answer(demand({"type": "string"}, outcome.result, "the answer"), asked)
-    mask, secrets = Mask(), Room(call.store, f"{call.caller.home}/").secrets
+    mask, secrets = Mask(), call.room().secrets
     for name in secrets_below(secrets[0]):  # which it could read, as the daemon's user
         mask.learn(name, None, *secrets)
     answer |= mask.document(omit(answer, ("files",)))
     for path, text in answer["files"].items():
         try:
+            answer["files"][path] = text.encode()
             parsed(text if path.endswith(".py") and len(text) <= SOURCE_READ_MAX else "")  # nothing of it is run
         except (SyntaxError, ValueError, RecursionError, MemoryError) as problem:
             raise BadRequest(f"{path} is no Python: {problem}", "answer with the whole source") from None
@@ -11045,8 +10994,7 @@ def describe(
             "log_tail": [message_of(line) for line in fold(tail)[-LOG_SHOWN:]],
         },
         "held_by": held_by(call, run_id),
-        "resources": {key: ended.get(key) for key in ("cpu_ms", "max_rss_bytes", "exit_code", "signal", "start")}
-        | {"import_saved_ms": ended.get("import_saved_ms")},
+        "resources": {key: ended.get(key) for key in RESOURCES},
     }
     if run["status"] != "success" and run["result"] is not None:  # it returned after it was asked to stop
         document |= {"result": None, "partial_result": run["result"]}
@@ -11075,15 +11023,15 @@ def without_data(error: Json) -> Json:
 
 def held_by(call: Call, run_id: str) -> str | None:
     """Returns what keeps a queued run waiting: a limit of its pipeline, of its namespace or of the daemon."""
-    run, slots = call.ask.run(run_id), call.daemon.settings["max_concurrent"]
+    run, slots = call.ask.run(run_id), call.settings["max_concurrent"]
     if run["status"] != "queued":
         return None
     options = call.ask.version(run["pipeline"], run["version"])["options"]
     if (most := options.get("max_concurrent")) is not None and call.ask.live_runs(run["pipeline"]) >= most:
         return f"max_concurrent={most}"
-    for it in call.store.quotas(call.ask, call.ask.namespace(namespace_of(run["pipeline"]))):
-        memory = (options.get("memory") or call.daemon.settings["memory_bytes"]) if it["quota"] == "memory_bytes" else 1
-        if it["quota"] not in REFUSING and it["used"] + memory > it["limit"]:
+    needs = {"max_running": 1, "memory_bytes": options.get("memory") or call.settings["memory_bytes"]}
+    for it in call.store.quotas(call.ask, call.ask.namespace(namespace_of(run["pipeline"])), [*needs]):
+        if it["used"] + needs[it["quota"]] > it["limit"]:
             return f"namespace {it['quota']}={it['limit']}"
     return f"[scheduler] max_concurrent={slots}" if call.ask.totals()["running"] >= slots else None
 
@@ -11096,7 +11044,8 @@ def describe_incident(call: Call, word: str, full: bool, budget: int) -> Json:
     return incident | {"run": describe(call, runs[0]["run_id"], full, budget=room) if runs else None}
 
 
-#: The columns of a run that its document has, in this order.
+#: The columns of a run that its document has, in this order; and what of the end of its process.
+RESOURCES = ("cpu_ms", "max_rss_bytes", "exit_code", "signal", "start", "import_saved_ms")
 RUN_SHOWN = (
     *("run_id", "pipeline", "version", "status", "trigger", "executor", "attempt", "params", "key"),
     *("scheduled_for", "queued_at", "started_at", "finished_at"),
@@ -11202,7 +11151,7 @@ class Case:
             yield ["code", name, *which, "--out", f"{name}-v{version}/"]
         if self.attempt.get("log_lines", 0) > LOG_SHOWN:
             yield ["logs", name, "--run", run_id]
-        if os.path.isdir(os.path.join(self.call.daemon.home, "memos", run_id)):
+        if os.path.isdir(self.call.daemon.runner.memos(run_id)):
             yield ["retry", run_id, "--from-failure"]
         elif secret or not is_of_data:
             yield run_again(self.run)
@@ -11253,10 +11202,8 @@ def compare_runs(call: Call, before: str, now: str) -> Json:
         versions = compare_versions(call, new["pipeline"], old["version"], new["version"])
         changed |= omit(versions, ("from", "to", "params", "secrets"))
     circumstances = ("packages", "variables", "python", "daemon_started_at") if old["python"] and new["python"] else ()
-    asked = [*((old["secrets"] or {}).keys() & (new["secrets"] or {}).keys())]  # another failed before it asked
-    given = [
-        pick(side, "params", *circumstances) | {"secrets": pick(side["secrets"] or {}, *asked)} for side in (old, new)
-    ]
+    asked = old["secrets"].keys() & new["secrets"].keys()  # another failed before it asked
+    given = [pick(side, "params", *circumstances) | {"secrets": pick(side["secrets"], *asked)} for side in (old, new)]
     for key, sides in changed_items(*given).items():
         changed[key] = changed_items(*sides) if isinstance(sides[0], dict) else sides
     pairs = {path: (old["steps"][path], step) for path, step in new["steps"].items() if path in old["steps"]}
@@ -11330,13 +11277,13 @@ def shorten(document: Json, budget: int) -> Json:
         room = budget // share * (2 if holder == ["error"] or key == "steps" else 1)
         size = len(encode_json(place.get(key)))
         if size > room and place.get(key):
-            place[key] = cut(place[key], room, functools.partial(telling, part, place))
+            place[key] = cut(place[key], room, part, place)
             left += len(encode_json(place[key])) - size
             cuts.setdefault(part, {"path": part, "bytes": size, "get": get})
     return document | {"cut": [*cuts.values()]} if cuts else document
 
 
-def cut(value: Any, room: int, rank: Callable[[list[Any], int], Any]) -> Any:
+def cut(value: Any, room: int, part: str, place: Json) -> Any:
     """Returns about *room* bytes of a value: both ends of a text, of a list or an object the items of lowest rank.
 
     Objects in it keep all their keys, but for those that map names.
@@ -11347,12 +11294,12 @@ def cut(value: Any, room: int, rank: Callable[[list[Any], int], Any]) -> Any:
         return value
     keys, items = ([*range(len(value))], value) if isinstance(value, list) else ([*value], [*value.values()])
 
-    def smaller(key: Any, part: Any) -> Any:
-        if isinstance(part, dict) and key not in NAMED:
-            return {name: smaller(name, cell) for name, cell in part.items()}
-        return cut(part, room // SHARES.get(type(part), 4), rank)
+    def smaller(key: Any, item: Any) -> Any:
+        if isinstance(item, dict) and key not in NAMED:
+            return {name: smaller(name, cell) for name, cell in item.items()}
+        return cut(item, room // SHARES.get(type(item), 4), part, place)
 
-    order = sorted(range(len(items))[: max(room, STEPS_MAX)], key=functools.partial(rank, items))[:room]
+    order = sorted(range(len(items))[: max(room, STEPS_MAX)], key=lambda at: telling(part, place, items, at))[:room]
     made = [(number, keys[number], smaller(None, items[number])) for number in order]
     shown = {key: item for _, key, item in sorted(first_fitting(made, room))}
     return [*shown.values()] if isinstance(value, list) else shown
@@ -11446,9 +11393,8 @@ class Caller:
         self.check_time()
         if SCOPES.index(chosen.scope) > SCOPES.index(self.scope):
             message = f"'{chosen.name}' needs a key of scope {chosen.scope}; '{self.name}' has {self.scope}"
-            create = shell_line(
-                "tau", "key", "create", "NAME", "--scope", chosen.scope, *namespace_words(self.namespace)
-            )
+            words = ("--scope", chosen.scope, *namespace_words(self.namespace))
+            create = shell_line("tau", "key", "create", "NAME", *words)
             raise Forbidden(message, create if chosen.sifts else DAEMON_HINT)
 
     def check_time(self) -> None:
@@ -11603,7 +11549,7 @@ def subject_of(call: Call, kind: str, word: str) -> str:
         group = kind.removesuffix("Name").lower()
         raise NotFound(f"no {group} named '{word}'", f"`tau {group} list` shows all")
     is_name = kind != "RunId" and caller.sees(name)
-    if is_name and (kind == "PipelineName" or ask.is_known(name)):
+    if is_name and (ask.is_known(name) or (kind == "PipelineName" and call.chosen.effect != "reads")):
         return name
     if kind != "PipelineName":
         incident = "SELECT pipeline FROM incidents WHERE incident = ?"
@@ -11621,7 +11567,7 @@ def types_seen(caller: Caller, asked: str | None) -> list[str]:
     seen = [name for name in TYPES_OF if caller.scope == "admin" or name not in SECRET_EVENTS]
     types = []
     for word in ("*" if asked is None else asked).split(",", FIELDS_MAX):
-        names = [name for name in seen if len(word) <= WORD_MAX and fnmatch.fnmatchcase(name, word.strip())]
+        names = fnmatch.filter(seen, word.strip()) if len(word) <= WORD_MAX else []
         if not names:
             hint = did_you_mean(word, seen, f"known: {', '.join(seen)}")
             raise BadRequest(f"no event has the type '{word}'", hint)
@@ -11650,9 +11596,8 @@ def check_peek(call: Call, place: str, resource: str | None, directory: str) -> 
         raise Forbidden(f"'{caller.name}' may not look at a place with '..', '?' or '@' in it", "a whole path has none")
     names = [place_name(each, directory) for each in (place, inside)]
     pipelines = call.ask.values("SELECT DISTINCT pipeline FROM lineage WHERE place IN (?, ?)", *names)
-    connections = Room(call.store, f"{caller.home}/").connections
     is_own = directory and is_within(names[1], directory)  # of a pipeline that the caller sees
-    if place not in connections and not is_own and not caller.sift(pipelines):
+    if place not in call.room().connections and not is_own and not caller.sift(pipelines):
         hint = "choose a connection of tau.toml, or a place that `tau lineage` lists; others need a key of scope admin"
         raise Forbidden(f"'{caller.name}' may not look at {names[0]}", hint)
 
