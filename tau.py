@@ -16548,6 +16548,7 @@ class Database:
         self.on_settled: Callable[..., Any]  # on the writer's thread, with what `settle` returned
         self.on_commit: Callable[..., None] = lambda run_ids, *due: None  # on the loop, with changed runs and due work
         self.thread: threading.Thread | None = None
+        self.readers: list[sqlite3.Connection] = []  # of threads that read; none of them is in use
         self.refused_at: str | None = None  # when a write last found no room on the disk
         self.is_full = False  # whether no write has found room since
 
@@ -16572,7 +16573,8 @@ class Database:
         """Writes what is pending, and closes both connections, the writer's last."""
         if self.thread is not None:
             self.flush()
-            self.reader.close()
+            for reader in (self.reader, *self.readers):
+                reader.close()
             self.inbox.put(None)
             self.thread.join()
             self.thread = None
@@ -16618,14 +16620,21 @@ class Database:
         self.wants_checkpoint = True
 
     def read_beside(self, budget: Budget, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
-        """Calls *work* with a connection of its own; interrupts a query when the time is over."""
-        with contextlib.closing(set_up(read_only(self.path, shared=True))) as db:
-            db.set_progress_handler(budget.is_over, PROGRESS_STEPS)
-            try:
-                return work(db)
-            except sqlite3.OperationalError:
+        """Calls *work* with a connection that no other thread uses; interrupts a query when the time is over."""
+        try:
+            db = self.readers.pop()
+        except IndexError:
+            db = set_up(read_only(self.path, shared=True))
+        db.set_progress_handler(budget.is_over, PROGRESS_STEPS)
+        try:
+            answer = work(db)
+        except BaseException as problem:
+            db.close()  # ends its queries
+            if isinstance(problem, sqlite3.OperationalError):
                 budget.check()
-                raise
+            raise
+        self.readers.append(db)
+        return answer
 
     # Writing: many facts, one commit.
 
