@@ -1590,8 +1590,7 @@ class Operation:
         self.words = self.name.replace("_", " ", 1).replace("_", "-")
         self.scope = "read" if effect == "reads" else "operate"  # a key needs this scope
         self.added: tuple[Argument, ...] = ()  # arguments that its handler does not get
-        # Whether the handler itself leaves out what its caller may not see, as all do that read.
-        self.sifts = effect == "reads"
+        self.sifts = False  # whether the handler itself leaves out what its caller may not see
         # Whether its handler is a plain function (no coroutine, 0x80), which is called beside the loop.
         self.is_question = not handler.__code__.co_flags & 0x80
         # What it may take there: seconds of work, rows that it reads, bytes of its answer.
@@ -1709,7 +1708,7 @@ def mark(**attributes: Any) -> Callable[[Function], Function]:
     return set_attributes
 
 
-#: Decorators: only `admin` keys may call the operation; it writes, and leaves out what its caller may not see.
+#: Decorators: only `admin` keys may call the operation; it leaves out by itself what its caller may not see.
 admin, sifts = mark(scope="admin"), mark(sifts=True)
 
 
@@ -6103,6 +6102,7 @@ async def undeploy(call: Call, name: PipelineName) -> Json:
     return {"name": name, "changed": cancelled is not None} | about
 
 
+@sifts
 @reads
 def list_(call: Call, *, tag: str | None = None, exposed: bool = False, limit: Limit = 20) -> Json:
     """List the deployed pipelines, each with its last run.
@@ -6147,6 +6147,7 @@ def chains_seen(call: Call, name: str) -> tuple[list[Json], list[str]]:
     return after, [it for it in downstream if sees(it) or shares(name, it)]
 
 
+@sifts
 @reads
 def lineage(call: Call, name: str | None = None, resource: str | None = None, *, limit: Limit = 100) -> Json:
     """Tell which pipelines read and write what, each with its last run that did.
@@ -6213,7 +6214,7 @@ def code(
     return document | {"files": [*sources], "source": sources[row["entry"]].decode("utf-8", "replace")}
 
 
-@mark(scope="operate")
+@mark(scope="operate", sifts=True)
 @reads
 async def peek_(
     call: Call, place: str, resource: str | None = None, *, limit: Limit = 20, profile: bool = False,
@@ -6489,6 +6490,7 @@ async def cancel(call: Call, run_id: Subject, *, force: bool = False) -> Json:
     return {"run_id": run_id, "status": ask.status_of(run_id), "changed": moved}
 
 
+@sifts
 @reads
 def runs(
     call: Call,
@@ -6640,6 +6642,7 @@ async def logs(
     return {"run_id": run_id, "status": call.ask.status_of(run_id)}
 
 
+@sifts
 @reads
 async def events(
     call: Call,
@@ -6690,6 +6693,7 @@ async def events(
     return page
 
 
+@sifts
 @reads
 def errors(call: Call, name: PipelineName | None = None, *, all_: bool = False, limit: Limit = 20) -> Json:
     """List the incidents: failed runs of one kind are one.  Open ones come first, then the latest.
@@ -6730,6 +6734,7 @@ async def state(call: Call, name: PipelineName, *, set_: Json | None = None, cle
     return {"pipeline": name, **call.ask.state(name), "changed": changed}
 
 
+@sifts
 @reads
 async def status(call: Call) -> Json:
     """Tell how the daemon is: processes, addresses, counts, queue, how fast runs start.
@@ -6777,6 +6782,7 @@ async def status(call: Call) -> Json:
 ASKING_MAX = 20
 
 
+@sifts
 @reads
 def watch(call: Call, *, limit: Limit = 5) -> Json:
     """Watch what goes on until Ctrl-C: incidents, live runs, the last ends, next ticks; in a pipe, print it once.
@@ -6808,6 +6814,7 @@ def watch(call: Call, *, limit: Limit = 5) -> Json:
     }
 
 
+@sifts
 @reads
 def calendar(
     call: Call,
@@ -6857,6 +6864,7 @@ def coming(call: Call, row: Json, until: int) -> Json:
     return shown | {"held": row["held"], "coming": first[:24], "more": len(first) > 24}
 
 
+@sifts
 @reads
 def ticks(
     call: Call,
@@ -7397,6 +7405,7 @@ async def set_pause(call: Call, name: str | None, everything: bool, healing: boo
     return about | {"reason": (kept or {"reason": None})["reason"], "changed": changed}
 
 
+@sifts
 @reads
 def version(call: Call) -> Json:
     """Tell the version of the command and of the daemon.
@@ -7478,6 +7487,7 @@ async def shutdown(call: Call, *, drain: float = 0.0, cancel: bool = False) -> J
     return {"pid": os.getpid(), "stopping": True, "live_runs": counts["running"], "queued_runs": counts["queued"]}
 
 
+@sifts
 @reads
 def schema(call: Call, operation: str | None = None, word: str | None = None, *, document: str | None = None) -> Json:
     """Print each operation and document as JSON Schema, and the words of the interface; or one of them.
@@ -7537,6 +7547,7 @@ async def save_secret(call: Call, name: str, data: bytes | None) -> Json:
     return {"name": word, "changed": changed, "found": usable_secret(word, folder, environ)[1]}
 
 
+@sifts
 @reads
 def secret_list(call: Call) -> Json:
     """List the secrets that deployed pipelines ask for: where each is found and who uses it, never its value.
@@ -7582,6 +7593,7 @@ def missing_secrets(call: Call) -> list[str]:
     return [full_name(row["name"], row["namespace"]) for row in rows if row["found"] is None]
 
 
+@sifts
 @reads
 async def open_(call: Call, *, scope: str | None = None, print_: bool = False) -> Json:
     """Print the dashboard's address with a word that logs in once, on this machine and within a minute.
@@ -7635,6 +7647,7 @@ async def save_namespace(call: Call, name: str, is_new: bool) -> Json:
     return await call.write(call.store.save_namespace, name, given, is_new)
 
 
+@sifts
 @reads
 def namespace_list(call: Call) -> Json:
     """List the namespaces, with what each may have.
@@ -7646,6 +7659,7 @@ def namespace_list(call: Call) -> Json:
     return listing(call, "namespaces", [pick(row, "name", "created_at") | row["options"] for row in rows])
 
 
+@sifts
 @reads
 def namespace_show(call: Call, name: NamespaceName | None = None) -> Json:
     """Show a namespace: what it may have, and what it uses of that.
@@ -7685,7 +7699,7 @@ async def namespace_remove(call: Call, name: NamespaceName, *, force: bool = Fal
     return {"name": name, "removed_runs": removed}
 
 
-@mark(scope="admin", sifts=False)
+@admin
 @reads
 async def namespace_audit(call: Call, asks: NamespaceName, owns: NamespaceName) -> Json:
     """Call every operation as one namespace with the words of another; exit code 1 says that one tells of it.
@@ -7876,6 +7890,7 @@ async def key_create(
     return shown | {"key": key}
 
 
+@sifts
 @admin
 @reads
 def key_list(call: Call) -> Json:
@@ -7904,6 +7919,7 @@ async def key_revoke(call: Call, name: KeyName) -> Json:
     return {"name": name, "changed": changed}
 
 
+@sifts
 @reads
 def notify_list(call: Call, *, limit: Limit = 20) -> Json:
     """List the recipients of notifications, how far each is, and the events that they have not taken.
