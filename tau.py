@@ -23980,7 +23980,7 @@ class Step:
     def __enter__(self) -> Step:
         current = current_step()
         self.before = current.get()
-        self.start(open_step())
+        self.start(open_step() if Step.of_generators else self.before)
         frame = sys._getframe(1)
         self.generator = generator_of(frame) if frame.f_code.co_flags & 0x2A0 else None  # or of a coroutine
         if self.generator is None:
