@@ -20075,7 +20075,9 @@ class Rehearsal:
 
     def overlaid(self, paths: list[str], pattern: str) -> list[str]:
         """Returns the files that match a pattern, with their copies instead of those that have one."""
-        copies = [] if pattern.startswith(self.copies) else glob.glob(self.copies + os.path.abspath(pattern))
+        copies = (
+            [] if pattern.startswith(self.copies) else glob.glob(self.copies + os.path.abspath(pattern), recursive=True)
+        )
         ours = {path.removeprefix(self.copies): path for path in copies}
         return [*({os.path.abspath(path): path for path in paths} | ours).values()]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import sqlite3
 import threading
 import time
@@ -175,11 +176,12 @@ def test_later_reads_see_what_was_withheld(shop: Tau, database: str, tmp_path: P
     url = f"sqlite:///{tmp_path}/other.db"
     line = f"""
     ctx.load(place, [{{"id": 1}}, {{"id": 2}}], table, mode="upsert", key="id")
-    ctx.load("{tmp_path}/x/a.csv", [{{"id": 1}}])
+    ctx.load("{tmp_path}/x/y/a.csv", [{{"id": 1}}])
     ctx.load("{url}", [{{"id": 1}}], "t")
     found = [len(ctx.extract(place, "later")), ctx.sql("SELECT count(*) AS n FROM later", connection=place)[0]["n"]]
-    found += [len(ctx.extract("{tmp_path}/x/*.csv")), len(ctx.extract("{url}", "t"))]
-    ctx.check(found == [2, 2, 1, 1], name="found")
+    found += [len(ctx.extract("{tmp_path}/x/y/*.csv")), len(ctx.extract("{tmp_path}/**/*.csv"))]
+    found += [len(ctx.extract("{url}", "t"))]
+    ctx.check(found == [2, 2, 1, 1, 1], name="found")
     """.strip()
     like = run_of(shop, pipeline_of("ctx.sql('SELECT 1', connection=place)"), place=database, table="later")
     done = rehearse(shop, pipeline_of(line), like)
@@ -415,6 +417,15 @@ def test_two_rehearsals_that_differ_do_not_agree(shop: Tau) -> None:
     assert shop("try", path, *words, exit=1)["agree"] is False
     shown = shop.command("try", path, *words, "--text")
     assert (shown.exit, shown.err, "random.csv" in shown.out) == (1, "", True)
+
+
+def test_what_was_proven_is_deployed_by_the_command_that_is_told(shop: Tau) -> None:
+    like = run_of(shop, pipeline_of("pass"))
+    path = shop.write("from tau import pipeline\n" + pipeline_of("ctx.load('few.csv', [{'id': 1}])"))
+    done = shop("try", path, "--like", like, "--allow", "place", "load_edited")
+    command = shlex.split(done["next"][0])
+    assert command[-3:] == ["--allow", "place", "load_edited"]
+    assert [it["name"] for it in shop(*command[1:])["pipelines"]] == ["it"]
 
 
 def test_a_rehearsal_ends_with_its_time_its_memory_and_its_request(shop: Tau) -> None:

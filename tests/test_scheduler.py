@@ -1295,6 +1295,8 @@ def test_several_expressions_and_bounds_are_one_schedule(tau: Tau) -> None:
     words = ("schedule", "twice", "0 7 * * * | 0 8 * * *", "--start", "2091-01-01T07:30", "--timezone", "UTC")
     assert [at[:13] for at in tau(*words)["ticks"][:2]] == ["2091-01-01T08", "2091-01-02T07"]
     assert tau("schedule", "twice", "--end", "2091-01-01T08:00")["ticks"] == ["2091-01-01T08:00:00.000Z"]
+    once = tau("schedule", "twice", "0 8 * * *", "--start", "2091-01-01T08:00", "--end", "2091-01-01T08:00")
+    assert once["ticks"] == ["2091-01-01T08:00:00.000Z"]
     assert tau("schedule", "twice", "0 9 * * *")["end"] is None
     assert "never be due" in tau("schedule", "twice", "0 9 * * *", "--end", "2026-01-01", exit=2)["message"]
     assert tau("schedule", "twice", "--clear")["local"] == shown["local"]

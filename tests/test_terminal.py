@@ -665,7 +665,7 @@ def test_no_text_drives_a_terminal(evil: Tau, view: tuple[str, ...], as_json: bo
     where = {"TAU_OUTPUT": "json"} if as_json else {}
     code, screen = on_terminal(evil, *words_of(evil, view), TMPDIR=str(evil.work), **where)
     assert code == EVIL_VIEWS[view], screen
-    ours = re.sub(r"\x1b\[(0|1|2|31|32|33|36)?m|\r\x1b\[K", "", screen)
+    ours = re.sub(r"\x1b\[((0|1|2|31|32|33|36)?m|\?7[lh])|\r\x1b\[K", "", screen)  # ?7: whether lines wrap
     assert [letter for letter in ours if not letter.isprintable() and letter not in "\t\n"] == []
     if as_json and "--raw" not in view:
         assert [json.loads(line) for line in ours.splitlines()]
