@@ -6744,11 +6744,14 @@ async def status(call: Call) -> Json:
     """
     daemon, caller, counts = call.daemon, call.caller, call.ask.totals(call.caller.namespace)
     asking = call.ask.value(f"SELECT count(*) FROM (SELECT 1 FROM live WHERE secrets IS NOT NULL LIMIT {ASKING_MAX})")
-    rows, owner = daemon.runner.processes(), call.ask.owner
-    live = [row for row in rows if "run_id" not in row or caller.sees(owner(row["run_id"] or ""))]
+
+    def is_seen(run_id: str | None) -> bool:
+        return not caller.is_limited or (run_id is not None and caller.sees(call.ask.owner(run_id)))
+
+    live = [row for row in daemon.runner.processes() if "run_id" not in row or is_seen(row["run_id"])]
     peers = [peer for peer in daemon.connections if caller.namespace in (None, peer.caller and peer.caller.namespace)]
-    disk = os.statvfs(daemon.home)
-    document = {
+    disk, latency = os.statvfs(daemon.home), {"count": 0, "p50_ms": None, "p99_ms": None}
+    return {
         "pid": os.getpid(),
         "version": __version__,
         "protocol": PROTOCOL,
@@ -6763,19 +6766,16 @@ async def status(call: Call) -> Json:
         "queued": counts["queued"],
         "slots": {"total": daemon.settings["max_concurrent"], "used": counts["running"]},
         "scheduler": {**call.ask.schedule_counts(call.among()), "paused": call.ask.pause("")},
-        "start_latency": daemon.runner.latency(),
+        "start_latency": latency if caller.is_limited else daemon.runner.latency(),
         "missing_secrets": await call.beside(missing_secrets) if asking == ASKING_MAX else missing_secrets(call),
         "connections": len(peers),
-        "strangers": len(daemon.listeners.strangers),
+        "strangers": 0 if caller.is_limited else len(daemon.listeners.strangers),
         "storage": {"free_bytes": disk.f_bavail * disk.f_frsize, "refused_at": daemon.store.database.refused_at},
         "stopping": daemon.stopping,
-        "warnings": [*daemon.warnings.values()],
-        "warm": [omit(row, ("forced",)) for row in daemon.runner.starter.warm],
-        "task_failures": [*daemon.store.metrics.failures.values()],
+        "warnings": [] if caller.is_limited else [*daemon.warnings.values()],
+        "warm": [] if caller.is_limited else [omit(row, ("forced",)) for row in daemon.runner.starter.warm],
+        "task_failures": [] if caller.is_limited else [*daemon.store.metrics.failures.values()],
     }
-    nothing: Json = {"start_latency": {"count": 0, "p50_ms": None, "p99_ms": None}, "strangers": 0}
-    nothing |= {"warnings": [], "warm": [], "task_failures": []}
-    return document | nothing if caller.is_limited else document
 
 
 #: So many pipelines that ask for secrets are looked at beside the loop: each may ask for SECRETS_MAX.
