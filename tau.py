@@ -1779,8 +1779,9 @@ def has_form(schema: Json, value: Any) -> bool:
         kinds = [wanted] if isinstance(wanted, str) else wanted
         if kind not in kinds and not (kind == "integer" and "number" in kinds):
             return False
-    if "enum" in schema:  # 1 is equal to True
-        return any(type(word) is type(value) and word == value for word in schema["enum"])
+    if "enum" in schema:
+        same = value in schema["enum"]  # 1 is equal to True
+        return same and (kind == "string" or any(json_type(w) == kind and w == value for w in schema["enum"]))
     if "minimum" in schema:
         return bool(schema["minimum"] <= value <= schema["maximum"])
     if "pattern" in schema:
@@ -2801,8 +2802,10 @@ PRIORITIES = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
 
 def stderr_is_journal() -> bool:
     """Whether stderr is systemd's stream to the journal, which $JOURNAL_STREAM names."""
+    if not (named := os.environ.get("JOURNAL_STREAM")):
+        return False
     stream = os.fstat(2)
-    return os.environ.get("JOURNAL_STREAM") == f"{stream.st_dev}:{stream.st_ino}"
+    return named == f"{stream.st_dev}:{stream.st_ino}"
 
 
 def printable(value: Any) -> Any:
@@ -2949,7 +2952,8 @@ def identity(pid: int) -> Json:
 
 
 def is_alive(process: Json) -> bool:
-    return identity(process["pid"]).items() <= process.items()
+    started: str | None = process["started"]
+    return process["boot"] == boot_id() and process_started(process["pid"]) == started
 
 
 #: A limit that the kernel keeps, inherits and shows, and does not apply ("Max file locks", RLIMIT_LOCKS): a run
@@ -3073,11 +3077,12 @@ class LineBuffer:
 
     def add(self, data: bytes) -> list[bytes]:
         """Returns the lines that these bytes complete."""
-        self.tail += data
-        if b"\n" not in data:
+        head, newline, tail = data.rpartition(b"\n")
+        if not newline:
+            self.tail += tail
             return []
-        *lines, self.tail = self.tail.split(b"\n")
-        return [*map(bytes, lines)]
+        lines, self.tail = bytes(self.tail + head).split(b"\n"), bytearray(tail)
+        return lines
 
 
 def set_tcp_options(peer: socket.socket) -> None:
@@ -4803,11 +4808,13 @@ def change_file(path: str, edit: Callable[[str], str]) -> bool:
         try:
             text = read_text(place, shell_line("ls", "-l", place), missing="")
             edited = edit(text)
-            if edited == "":
-                remove_file(place)
-            elif edited != text:
+            if edited == text:
+                return False
+            if edited:
                 replace_file(place, edited.encode("utf-8"))
-            return edited != text
+            else:
+                remove_file(place)
+            return True
         finally:
             os.close(lock)
     except OSError as problem:
@@ -5593,8 +5600,10 @@ class Client:
         context = client_tls(self.peer) if address.secure else None
         try:
             connection = open_socket(address, context)
-        except OSError as problem:  # one of ours is the refusal of a rehearsal
-            raise problem if isinstance(problem, TauError) else no_daemon(problem, address) from None
+        except TauError:  # a rehearsal refuses it
+            raise
+        except OSError as problem:
+            raise no_daemon(problem, address) from None
         try:
             return self.enter(connection, address)
         except BaseException:
@@ -5719,6 +5728,8 @@ class Posted(Channel):
 
     def close(self) -> None:
         self.http.close()
+        if self.response is not None:
+            self.response.close()
 
     def send(self, request: bytes) -> None:
         if self.response is not None:
@@ -7572,7 +7583,9 @@ def secret_list(call: Call) -> Json:
     if not caller.is_limited:
         for name, table in call.settings["notify"].items():
             key = table.get("secret", SIGNING_KEY)
-            names = re.findall(SECRET_IN_URL, table.get("url", "")) + [key] * (not key.startswith(SIGNING_KEY))
+            names = re.findall(SECRET_IN_URL, table.get("url", ""))
+            # A key may stand there without its mark: that is no name, and is not told.
+            names += [] if key.startswith(SIGNING_KEY) or not re.fullmatch(SECRET_NAME, key) else [key]
             add(DEFAULT_NAMESPACE, dict.fromkeys(names, True), [f"notify {name}"])
     secrets: list[Json] = []
     for namespace in call.ask.namespaces(caller.namespace):

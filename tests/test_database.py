@@ -117,7 +117,9 @@ def test_a_killed_store_opens_with_its_runs(tmp_path: Path) -> None:
         }  # fmt: skip
         assert [len(store.ask.unfinished()), store.ask.failures(10)[1]] == [1, 1]
         done = next(run for run in runs if run["status"] == "success")
-        call = types.SimpleNamespace(ask=store.ask, daemon=store, caller=module.Caller("me", "admin"))
+        call = types.SimpleNamespace(
+            ask=store.ask, daemon=store, settings=store.settings, caller=module.Caller("me", "admin")
+        )
         document = module.describe(call, done["run_id"])
         assert document["result"] == {"total": 12.5, "day": "e"}
         assert document["trace"]["log_tail"] == ["fetched", "printed", "slow"]

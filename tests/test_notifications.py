@@ -722,6 +722,14 @@ def test_a_wrong_table_is_refused(home: Tau, options: Any, message: str) -> None
         home.start()
 
 
+@pytest.mark.parametrize(("secret", "asked"), [("hook.key", ["hook.key"]), ("Zm9v+YmFy/c2VjcmV0==", [])])
+def test_what_is_no_name_of_a_secret_is_not_told_as_one(home: Tau, secret: str, asked: list[str]) -> None:
+    serve(home, table("agent", url="http://127.0.0.1:9/x", secret=secret))
+    eventually(lambda: is_ready(home))
+    assert home.call("status")["missing_secrets"] == asked
+    assert [row["name"] for row in home.call("secret_list")["secrets"]] == asked
+
+
 def test_a_dead_letter_can_be_sent_again(home: Tau, endpoint: Endpoint) -> None:
     serve(home, table("agent", url=endpoint.url, secret="HOOK_KEY"))
     eventually(lambda: is_ready(home))

@@ -25,6 +25,11 @@ DAY = datetime.date(2026, 1, 31)
 Name = typing.NewType("Name", str)
 
 
+class Shade(enum.StrEnum):
+    DARK = "dark"
+    LIGHT = "light"
+
+
 class Region(enum.Enum):
     """Where."""
 
@@ -82,6 +87,7 @@ GOOD: list[tuple[Any, dict[str, Any], Any, Any]] = [
     (Region, {"enum": ["eu", "us", [1, 2]]}, "eu", Region.EU),
     (Region, {"enum": ["eu", "us", [1, 2]]}, [1, 2], Region.PAIR),
     (Literal["a", 1], {"enum": ["a", 1]}, 1, 1),
+    (Literal[Shade.DARK, Shade.LIGHT], {"enum": ["dark", "light"]}, "dark", "dark"),
     (int | None, {"anyOf": [{"type": "integer"}, {"type": "null"}]}, None, None),
     (datetime.date | None, {"anyOf": [{"type": "string", "format": "date"}, {"type": "null"}]}, "2026-01-31", DAY),
     (typing.Annotated[int, "told"], {"type": "integer"}, 5, 5),
