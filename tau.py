@@ -79,7 +79,6 @@ if TYPE_CHECKING:
     import email.utils
     import faulthandler
     import fcntl
-    import filecmp
     import fnmatch
     import functools
     import getpass
@@ -221,7 +220,7 @@ else:
     for name in (
         *("argparse", "ast", "asyncio", "atexit", "base64", "bisect", "collections", "concurrent.futures"),
         *("contextlib", "contextvars", "croniter", "csv", "ctypes", "datetime", "decimal", "difflib", "email.utils"),
-        *("faulthandler", "fcntl", "filecmp", "fnmatch", "functools", "getpass", "glob", "graphlib", "grp", "gzip"),
+        *("faulthandler", "fcntl", "fnmatch", "functools", "getpass", "glob", "graphlib", "grp", "gzip"),
         *("hashlib", "heapq", "hmac", "http.client", "importlib.util", "inspect", "ipaddress", "json", "keyword"),
         *("linecache", "logging", "operator", "pickle", "pwd", "queue", "random", "re", "resource"),
         *("select", "selectors", "shlex", "shutil", "signal", "socket", "sqlite3"),
@@ -10736,7 +10735,7 @@ class Outbox:
     async def message(self, recipient: Recipient, event: Json) -> bytes:
         """Returns the event with the case of its run, as far as the recipient may see them."""
         run_id = event["run_id"] or event["data"].get("run_id")
-        document = {"id": recipient.event_id(event), **event, "case": None}
+        document = {"id": recipient.event_id(event), **pick(event, *EVENT_COLUMNS.split(", ")), "case": None}
         sift_event(recipient.caller, document)
         with contextlib.suppress(TauError):  # the run is deleted, or its document takes too long
             if run_id:
@@ -14297,9 +14296,9 @@ def give_directory(path: str, user: int, group: int, mode: int = 0o700) -> str:
 def check_user(home: str, namespace: str, user: str) -> None:
     """Raises BadRequest unless the code of a namespace can run as a system user here: what is lacking?"""
     process = as_user(user, os.sep, ())
-    data = data_directory(home, f"{namespace}/")
+    data, ours = data_directory(home, f"{namespace}/"), os.path.join(user_place(home, namespace), "data")
     owners = {os.lstat(os.path.join(data, name)).st_uid for name in names_below(data)}
-    if owners - {process["user"]}:
+    if owners and (os.path.realpath(data) != ours or owners != {process["user"]}):
         raise BadRequest(f"{data} has data that is not of user '{user}'", "move it away")
     place = process["cwd"] = prepare_place(home, namespace, user)
     words = ("python3", "-c", "import os, sys; os.stat(sys.argv[1]); assert sys.version_info > (3, 11)", place)
@@ -14322,18 +14321,24 @@ def disk_used(home: str, ask: Questions, namespace: str) -> int:
         own = (name for name in names_below(folder) if namespace_of(ask.owner(name.partition(".")[0])) == namespace)
         places += (os.path.join(folder, name) for name in own)
     asked: list[str] = [BYTES_OF_SOURCES, *(BYTES_OF_ROWS.format(*table) for table in LONG_TEXTS.items())]
-    pieces = [places[at : at + DU_PATHS_MAX] for at in range(0, len(places), DU_PATHS_MAX)]
-    return sum(map(bytes_below, pieces)) + sum(int(ask.value(each, namespace)) for each in asked)
+    return sum(map(tree_bytes, places)) + sum(int(ask.value(each, namespace)) for each in asked)
 
 
-#: How many paths a command line is given, which must not be too long.
-DU_PATHS_MAX = 1_000
-
-
-def bytes_below(paths: list[str]) -> int:
-    """Returns what files, and directories with all below them, take of the disk; nothing if they are gone."""
-    lines = subprocess.run(["du", "-skc", "--", *paths], capture_output=True, check=False).stdout.splitlines()
-    return int(lines[-1].split()[0]) << 10
+def tree_bytes(path: str) -> int:
+    """Returns what a file, or a directory with all below it, takes of the disk.  (os.walk calls itself for a level.)"""
+    taken, folders = 0, [path]
+    for folder in folders:
+        if len(os.fsencode(folder)) > 3_000:  # longer paths are none: another program counts by directories
+            line = subprocess.run(["du", "-skx", "--", path], capture_output=True, check=False).stdout.split()
+            return int(line[0]) << 10 if line else taken
+        with contextlib.suppress(OSError):  # it is gone meanwhile, or a file
+            taken += os.lstat(folder).st_blocks * 512
+            for entry in os.scandir(folder):
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                else:
+                    taken += entry.stat(follow_symlinks=False).st_blocks * 512
+    return taken
 
 
 #: Table → its texts that may be long; and what they take, of the runs of a namespace.
@@ -15394,8 +15399,8 @@ class Store:
         live: dict[str, collections.Counter[str]] = {}
         active = [team for team in teams.values() if team["queued"] or team["due"]]
         waiting = {team["name"]: self.within_quotas(team, free, self.queue(team, free, live)) for team in active}
-        if ends := self.shares.ends:
-            self.shares.ends = pick(ends, *self.sql.values(STILL_RUNNING, encode_json([*ends])))
+        if expected := [*self.shares.ends]:
+            self.shares.expect(self.sql.values(STILL_RUNNING, encode_json(expected)))
         chosen: list[Any] = []
         while waiting and len(chosen) < free:
             name = self.shares.next(waiting)
@@ -15730,6 +15735,7 @@ class Shares:
         self.teams: dict[str, Json] = {}  # what there was
         self.wanting: set[str] = set()  # who had runs to start
         self.ends: dict[str, tuple[str, float]] = {}  # run → its namespace, and when it is expected to end
+        self.ahead: dict[str, float] = collections.defaultdict(float)  # what they will have taken more until then
 
     def look(self, now: float, teams: dict[str, Json]) -> None:
         """Counts what was taken since the last look.  Who comes back has saved nothing up."""
@@ -15742,18 +15748,23 @@ class Shares:
             self.taken[name] = max(self.taken[name], least)
         self.at, self.teams, self.wanting = now, teams, wanting
 
-    def next(self, names: Iterable[str]) -> str:
-        """Returns who is to have the next slot: who has none, and then who will have taken least when its runs end."""
-        taken = {name: self.taken[name] for name in names}
+    def expect(self, running: Collection[str]) -> None:
+        """Forgets what was expected of runs other than these."""
+        self.ends = {run_id: self.ends[run_id] for run_id in running if run_id in self.ends}
+        self.ahead.clear()
         for name, end in self.ends.values():
-            if name in taken:
-                taken[name] += max(end - self.at, 0.0) / self.teams[name]["weight"]
+            self.ahead[name] += max(end - self.at, 0.0)
+
+    def next(self, names: Iterable[str]) -> str:
+        """Returns who is to have the next slot: who has none, and then who has taken least."""
+        taken = {name: self.taken[name] + self.ahead[name] / self.teams[name]["weight"] for name in names}
         return min(taken, key=lambda name: (self.teams[name]["running"] > 0, taken[name]))
 
     def begin(self, name: str, run_id: str, lasts: float) -> None:
         self.teams[name]["running"] += 1
         if lasts:
             self.ends[run_id] = name, self.at + lasts
+            self.ahead[name] += lasts
 
 
 #: A priority is better by one step than that of a run which has waited for so much longer.
@@ -17023,7 +17034,7 @@ class Venvs:
     def __init__(self, home: str, settings: Json) -> None:
         self.folder, self.settings = os.path.join(home, "environments"), settings
         self.started_at = rfc3339(time.time())
-        self.known: dict[str | None, tuple[Any, str]] = {}  # the state of its packages, the circumstances' fingerprint
+        self.known: dict[str | None, tuple[list[str], Any, str]] = {}  # folders, their state, the circumstances
 
     def python(self, digest: str | None) -> str | None:
         return None if digest is None else os.path.join(self.folder, digest, "bin", "python")
@@ -17064,18 +17075,19 @@ class Venvs:
 
     def circumstances(self, digest: str | None) -> tuple[str, Json | None]:
         """Returns a fingerprint, and if it is new: Python, packages, names of variables, when the daemon started."""
-        folders, (state, mark) = self.folders(digest), self.known.get(digest, (None, ""))
+        folders, state, mark = self.known.get(digest) or (self.folders(digest), None, "")
         if (now := state_of(folders)) == state:
             return mark, None
         document = {"python": sys.version.split()[0], "packages": packages_in(folders)}
         document |= {"variables": dict.fromkeys(sorted(os.environ)[:500], "set"), "daemon_started_at": self.started_at}
         mark = fingerprint(encode_json(document))
-        self.known[digest] = now, mark
+        self.known[digest] = folders, now, mark
         return mark, document
 
     def state(self, digest: str | None) -> str:
         """Returns a text that changes when packages may have."""
-        return encode_json(state_of(self.folders(digest)))
+        known = self.known.get(digest)
+        return encode_json(known[1] if known else state_of(self.folders(digest)))
 
     def folders(self, digest: str | None) -> list[str]:
         if digest is None:
@@ -19995,7 +20007,7 @@ class Rehearsal:
         free = (os.path.join(self.home, name) for name in ("data", "versions", "environments"))
         self.readable = [*self.writable, *free, os.path.realpath(job["folder"])]
         #: What Tau itself does now: reads a secret, asks a web server, opens a database, judges.
-        self.doing = contextvars.ContextVar("doing", default="")
+        self.doing = threading.local()  # .what; no context variable, which user code would find in its context
         self.effects: dict[tuple[str, str], Json] = {}  # by place and resource
         self.keys: dict[tuple[str, str], list[str]] = {}  # that loads have named
         self.notes: dict[str, list[str]] = {"unobserved": [], "refused": []}
@@ -20047,12 +20059,15 @@ class Rehearsal:
 
     @contextlib.contextmanager
     def working(self, what: str) -> Iterator[None]:
-        """Marks what Tau itself does."""
-        token = self.doing.set(what)
+        """Marks what Tau itself does in this thread."""
+        before, self.doing.what = self.does(), what
         try:
             yield
         finally:
-            self.doing.reset(token)
+            self.doing.what = before
+
+    def does(self) -> str:
+        return getattr(self.doing, "what", "")
 
     def check_secret(self, name: str) -> None:
         if self.about["secrets"] is not None and name not in self.about["secrets"]:
@@ -20165,7 +20180,7 @@ class Rehearsal:
                 driver.connect = functools.partial(self.connect_as_tau, name, driver.connect)
 
     def connect_as_tau(self, name: str, connect: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        if self.doing.get() != "database":
+        if self.does() != "database":
             self.refuse(f"{name}.connect(): a rehearsal could not take back what it writes", "ctx.sql, ctx.load")
         return connect(*arguments, **options)
 
@@ -20217,7 +20232,7 @@ class Rehearsal:
             kind = next(filter(None, map(file_kind, trees)), None)
             if kind is not None:
                 self.compare_tables(kind, path, *trees)
-            else:
+            elif (self.name_of(path), "") in self.effects or file_digest(trees[0]) != file_digest(trees[1]):
                 self.compare_files(path, *trees)
         for (place, table), (key, before) in self.tables.items():
             rows = rows_of_table(self.houses[place], table)
@@ -20241,14 +20256,11 @@ class Rehearsal:
             return Alchemy(f"duckdb:///{path}", self.around)
         return SQLite(path if os.path.exists(path) else ":memory:", "BEGIN")
 
-    def compare_files(self, path: str, before: str, after: str) -> None:
+    def compare_files(self, path: str, *trees: str) -> None:
         place = self.name_of(path)
-        is_there = os.path.exists(before) and os.path.exists(after)
-        if is_there and filecmp.cmp(before, after, shallow=False) and (place, "") not in self.effects:
-            return
         key = self.keys.get((place, ""), [])
         try:
-            files = [LocalFile(tree, self.around, {"missing": "ok"}) for tree in (before, after)]
+            files = [LocalFile(tree, self.around, {"missing": "ok"}) for tree in trees]
             self.settle(place, "", *(self.marks(place, file.read(BATCH_ROWS), key) for file in files))
         except (TauError, ValueError):  # it has no rows that we can read
             self.effects.get((place, "")) or self.effect(place, "", "code")
@@ -20285,13 +20297,13 @@ class Rehearsal:
 
     def judge(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Refuses what would reach out of the rehearsal.  It sees what Python does, and no library in C."""
-        doing = self.doing.get()
+        doing = self.does()
         if doing != "judging":  # else it is an import of our own
-            self.doing.set("judging")  # by hand: there are thousands of events
+            self.doing.what = "judging"  # by hand: there are thousands of events
             try:
                 self.judge_event(event, arguments, doing)
             finally:
-                self.doing.set(doing)
+                self.doing.what = doing
 
     def judge_event(self, event: str, arguments: tuple[Any, ...], doing: str) -> None:
         if event in CHANGES:
@@ -20393,6 +20405,13 @@ def files_below(tree: str) -> Iterator[str]:
     for folder, _, names in os.walk(tree):
         paths = (os.path.join(folder, name) for name in names if re.search(BESIDE, name) is None)
         yield from itertools.filterfalse(os.path.islink, paths)
+
+
+def file_digest(path: str) -> bytes:
+    if not os.path.exists(path):
+        return b""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").digest()
 
 
 def rows_of_table(house: Any, table: str) -> Batches:
@@ -24482,13 +24501,13 @@ def error_in_brief(problem: BaseException, frames: list[Json], folder: str) -> J
     """An exception's type and message, and its place in user code if known."""
     message = safe_text(problem)
     places = [pick(frame, "file", "line", "code") for frame in frames if frame["user"]]
-    in_text = r'File "(.+)", line (\d{1,9}), in .+\n\s+(.+)'  # a frame of another process
-    others: list[Any] = [] if places else re.findall(in_text, message)
     if isinstance(problem, SyntaxError) and problem.filename:
-        others.append((problem.filename, problem.lineno, (problem.text or "").strip()))
-    for path, line, code in others:
+        file, mine = short_path(problem.filename, folder)
+        places += [{"file": file, "line": problem.lineno, "code": (problem.text or "").strip()}] if mine else []
+    in_text = r'File "(.+)", line (\d{1,9}), in .+\n\s+(.+)'  # a frame of another process
+    for path, line, code in () if places else re.findall(in_text, message):
         file, mine = short_path(path, folder)
-        places += [{"file": file, "line": line and int(line), "code": code}] if mine else []
+        places += [{"file": file, "line": int(line), "code": code}] if mine else []
     place = places[-1] if places else dict.fromkeys(("file", "line", "code"))
     return {"type": type(problem).__name__, "message": message.replace(folder + os.sep, ""), **place}
 

@@ -220,6 +220,10 @@ def test_data_beyond_the_quota_refuse_runs_until_they_are_gone(fresh: Tau) -> No
     shown = fresh("namespace", "show", "acme")
     assert 70_000_000 < shown["used"]["disk_bytes"] < 71_000_000
     assert shown["disk_bytes"] == 64 << 20
+    folder, elsewhere = fresh.home / "namespaces" / "acme", fresh.work / "elsewhere"
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere)  # as that of a namespace with a system user is
+    assert fresh("namespace", "show", "acme")["used"]["disk_bytes"] > 70_000_000
     said = fresh("run", "acme/fills", exit=5)
     assert (said["code"], said["quota"], said["resets_at"]) == ("quota", "disk_bytes", None)
     os.remove(fresh.home / "namespaces" / "acme" / "data" / "fills" / "data")

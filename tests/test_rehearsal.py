@@ -408,6 +408,17 @@ def it(ctx, day: str):
     assert shop.call("run", name="it", params={"day": "x"})["result"]["state"] == {"n": 1}
 
 
+def test_modules_of_the_authors_do_not_decide_what_has_changed(shop: Tau) -> None:
+    """Neither those with names of Python's own, nor what it finds of a rehearsal in its context."""
+    line = "open('report.bin', 'wb').write({})"
+    like = run_of(shop, pipeline_of(line.format("b'1'")))
+    source = pipeline_of(line.format("b'2'"), "import contextvars", "assert not [*contextvars.copy_context()]")
+    others = [{"path": f"{name}.py", "text": ""} for name in ("filecmp", "csv", "difflib")]
+    done = shop.call("try", files=files_of(source) + others, like=like, allow=[*module.RISKS])
+    assert done["status"] == "success", done["error"]
+    assert [(effect["mode"], Path(effect["place"]).name) for effect in done["effects"]] == [("code", "report.bin")]
+
+
 def test_two_rehearsals_that_differ_do_not_agree(shop: Tau) -> None:
     line = "ctx.load('random.csv', [{'id': random.random()}], mode='replace')"
     like = run_of(shop, pipeline_of("pass"))
