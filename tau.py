@@ -144,7 +144,7 @@ if TYPE_CHECKING:
         Sequence,
     )
     from types import CodeType, FrameType, TracebackType
-    from typing import Any, AnyStr, NoReturn, ParamSpec, TypeVar
+    from typing import Any, AnyStr, ClassVar, NoReturn, ParamSpec, TypeVar
 
     import croniter  # type: ignore[import-untyped]
 
@@ -329,6 +329,16 @@ MISFIRES = ("last", "skip", "all")
 OVERLAPS = ("skip", "queue", "cancel_running", "allow")
 #: What happens when a step sees other rows than the last success has seen.
 DRIFTS = ("warn", "fail", "ignore")
+INFINITE = float("inf")
+#: Modules that reach nothing outside the process.
+INNER_MODULES = frozenset(
+    (
+        *("__future__", "asyncio", "bisect", "collections", "contextlib", "copy", "csv", "dataclasses", "datetime"),
+        *("decimal", "enum", "fractions", "functools", "hashlib", "heapq", "itertools", "json", "math", "operator"),
+        *("random", "re", "statistics", "string", "tau"),
+        *("textwrap", "time", "typing", "unicodedata", "uuid", "zoneinfo"),
+    )
+)
 #: Options of @pipeline of which any change is a risk of the same name.
 RISKY_OPTIONS = ("heal", "expose", "executor", "after", "share", "memory", "drift", "samples")
 #: Risk → what it means; first those that the source shows, then those of a rehearsal.
@@ -12086,16 +12096,6 @@ OPTION_RISKS: dict[str, str | None] = {
 }
 #: Arguments that limit any call: without one of the first there is none, without another infinitely much.
 LIMITS = r"(retries|retry_\w+|attempts)|\w*timeout|max_\w+|pause_after_failures|expect_success_within"
-INFINITE = float("inf")
-#: Modules that reach nothing outside the process.
-INNER_MODULES = frozenset(
-    (
-        *("__future__", "asyncio", "bisect", "collections", "contextlib", "copy", "csv", "dataclasses", "datetime"),
-        *("decimal", "enum", "fractions", "functools", "hashlib", "heapq", "itertools", "json", "math", "operator"),
-        *("random", "re", "statistics", "string", "tau"),
-        *("textwrap", "time", "typing", "unicodedata", "uuid", "zoneinfo"),
-    )
-)
 #: Calls that go where their arguments say, and which of these do.
 REACHING_CALLS = (
     *("extract", "load", "sql", "open", "write_text"),
@@ -18351,10 +18351,7 @@ def run_process(job: Json, born: str | None) -> int:
         while isinstance(problem, BaseExceptionGroup) and len(problem.exceptions) == 1:
             problem = problem.exceptions[0]
         in_vain = isinstance(problem, (BadRequest, MissingExtra, MissingSecret))  # another attempt would raise it too
-        is_wanted = isinstance(problem, attempt.retry_on)
-        if isinstance(problem, BaseExceptionGroup) and attempt.retry_on:
-            is_wanted = problem.split(attempt.retry_on)[1] is None  # all in it are
-        again = is_wanted or (False if in_vain else None)
+        again = all(map(attempt.is_named, members_of_group(problem))) or (False if in_vain else None)
         code = problem.code if isinstance(problem, SystemExit) else 1
         record = {"t": "raised", "error": error_document(problem, attempt), "retry": again}
         with contextlib.suppress(Exception):  # the outcome matters more
@@ -19057,11 +19054,7 @@ class PipelineContext:
         name and the same arguments.  It is kept as JSON (a tuple comes back as a list), unless *pickle* is true.
         Async code must await it.
         """
-        known = self._attempt.memos.setdefault(name, seen := closure_of(function))
-        if not arguments and known != seen:
-            wrong = f"memo '{name}' would return what another call of this attempt has made"
-            raise BadRequest(wrong, f"give what differs as an argument: ctx.memo('{name}', function, page)")
-        work = remembered(self._attempt, self.step(name), name, lambda: function(*arguments), arguments, pickle)
+        work = remembered(self._attempt, self.step(name), name, function, arguments, pickle)
         return eager(work) if asyncio._get_running_loop() is None else Unfinished(work, contextvars.copy_context())
 
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
@@ -19200,7 +19193,7 @@ class per_row:  # noqa: N801
         try:
             made = [self.function(row) for row in source]
         except Exception as problem:
-            self.note_row(problem, rows, source, source)
+            self.note_row(problem, rows, source, source if is_inner(self.function) else ())
             raise
 
         async def awaited() -> list[Json]:
@@ -19222,6 +19215,31 @@ class per_row:  # noqa: N801
         row = before + position, rows[position - 1]
         # The others are tried only if this ends the run.
         vars(problem)["tau_facts"] = lambda: row_facts(*row, numbered, self.function, problem)
+
+
+def is_inner(function: Any) -> bool:
+    """Whether a function reaches nothing outside itself, as far as its names tell: to call it again does no harm."""
+    functions = [function]
+    for it in functions:
+        if not hasattr(it, "__code__"):
+            return False
+        codes, scope = [it.__code__], {**vars(sys.modules["builtins"]), **it.__globals__}
+        for code in codes:
+            codes += (part for part in code.co_consts if isinstance(part, type(code)))
+        names = {name for code in codes for name in code.co_names}
+        for used in (*(scope.get(name, sys.modules.get(name)) for name in names), *captured_by(it)):
+            module = used.__name__ if isinstance(used, type(sys)) else getattr(used, "__module__", None)
+            module = module or type(used).__module__
+            is_error = isinstance(used, type) and issubclass(used, BaseException)
+            if module == "builtins" and used in (exec, eval, input, __import__):
+                return False
+            if module in HARMLESS_MODULES or is_error or used in functions:
+                continue
+            functions.append(used)
+    return True
+
+
+HARMLESS_MODULES = INNER_MODULES - {"tau"} | {"builtins", "_operator"}
 
 
 def flat(made: list[Any]) -> list[Json]:
@@ -19290,6 +19308,9 @@ def map_batches(step: Step, work: Callable[[Rows], Any], stream: Stream) -> Batc
         step.rows_in += len(batch)
         step.take_sample(batch, "in")
         result = work(batch)
+        if hasattr(result, "__await__"):
+            result.close()
+            raise BadRequest(f"step '{step.name}' is async: it cannot see a stream", "extract without stream=True")
         yield step_result(result, step.name)
 
 
@@ -19315,7 +19336,8 @@ def run_local(
     with tempfile.TemporaryDirectory(prefix="tau-local-") as folder:
         job = local_job(chosen.name, folder, os.path.abspath(data_dir or folder))
         job |= {"params": params or {}, "state": state or {}, "connections": dict(connections or {})}
-        job |= {"last_success": last_successful_run, "scheduled_for": scheduled_for}
+        times = {"last_success": last_successful_run, "scheduled_for": scheduled_for}
+        job |= {key: value and rfc3339(parse_time(str(value), Zone("UTC"))) for key, value in times.items()}
         results = {name: {"run_id": LOCAL_RUN, "result": result} for name, result in (upstream or {}).items()}
         job |= {"secrets": omit(secrets or {}, os.environ), "upstream": results}
         return call_locally(chosen, job, os.path.join(folder, "run.journal"))
@@ -19878,14 +19900,26 @@ async def is_true(condition: Any) -> bool:
 
 
 def closure_of(function: Any) -> list[Any]:
-    """Returns what tells a function without arguments from another: its code, its defaults, and what it closes over."""
+    """Returns what tells a function from another: its code, its defaults, what it closes over and is bound to."""
+    values = [*(getattr(function, "__defaults__", None) or ()), *captured_by(function)]
+    values += [getattr(function, "__self__", None), getattr(function, "keywords", None), *getattr(function, "args", ())]
+    return [getattr(function, "__code__", None), *values]
+
+
+def captured_by(function: Any) -> list[Any]:
     cells = [cell for cell in getattr(function, "__closure__", None) or () if cell != type(cell)()]
-    values = [*(getattr(function, "__defaults__", None) or ()), *(cell.cell_contents for cell in cells)]
-    return [getattr(function, "__code__", None), *(it for it in values if isinstance(it, (int, float, str)))]
+    return [cell.cell_contents for cell in cells]
+
+
+def is_same(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except Exception:  # of data frames, say
+        return False
 
 
 async def remembered(
-    attempt: Attempt, step: Step, name: str, work: Callable[[], Any], arguments: tuple[Any, ...], use_pickle: bool
+    attempt: Attempt, step: Step, name: str, function: AnyFunction, arguments: tuple[Any, ...], use_pickle: bool
 ) -> Any:
     """Returns the memo of an earlier call, or does the work and saves its result.
 
@@ -19899,6 +19933,9 @@ async def remembered(
         with contextlib.suppress(Exception):  # a repr may leave out rows of a data frame
             text = str(pickle.dumps(arguments))
     key = fingerprint(name, text, str(use_pickle))
+    if not is_same(attempt.memos.setdefault(key, seen := closure_of(function)), seen):
+        other = f"memo '{name}' would return what another call of this attempt has made"
+        raise BadRequest(other, f"give what differs as an argument: ctx.memo('{name}', function, page)")
     with step:
         for folder in filter(None, (job["memos"], job["old_memos"])):  # the old ones are of the run that it resumes
             data = read_bytes(os.path.join(folder, key), job["limits"]["memo_bytes"])
@@ -19907,9 +19944,9 @@ async def remembered(
                 break
         else:
             try:
-                value = await settle(work())
+                value = await settle(function(*arguments))
             except BaseException:
-                attempt.memos.pop(name, None)  # nothing was made
+                attempt.memos.pop(key, None)  # nothing was made
                 raise
             # With escapes, because UTF-8 has no half characters.
             data = pickle.dumps(value) if use_pickle else json.dumps(to_json(value, f"memo {name}")).encode()
@@ -22121,8 +22158,10 @@ class SQLite(Warehouse):
     def execute(self, query: str, params: Mapping[str, Any] = {}, batch_rows: int | None = None) -> Batches | int:
         self.statement = query
         self.check_lists(query, params)
-        before = self.connection.total_changes
-        cursor = self.connection.execute(query, {name: sqlite_cell(value) for name, value in params.items()})
+        before, asks = self.connection.total_changes, re.match(QUERY, query) is not None
+        numbers = {name: float(it) for name, it in params.items() if isinstance(it, decimal.Decimal) and asks}
+        # As text, a decimal that is only compared would be greater than any number.
+        cursor = self.connection.execute(query, {name: sqlite_cell(it) for name, it in {**params, **numbers}.items()})
         if cursor.description is None:
             if cursor.rowcount >= 0 or self.connection.total_changes == before:
                 return int(cursor.rowcount)
@@ -23768,6 +23807,12 @@ def raise_stopped() -> None:
     raise Stopped("asked to stop")
 
 
+@functools.cache
+def steps_of(pid: int) -> itertools.count[int]:
+    """Returns the numbers of the steps of a child process."""
+    return itertools.count((pid << 32) + 1)
+
+
 class Attempt:
     """The state of one attempt in its process."""
 
@@ -23813,13 +23858,22 @@ class Attempt:
     def forked(self) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, self.masks.pop(threading.get_ident()))
 
+    def is_named(self, problem: BaseException) -> bool:
+        """Whether retry_on names an exception, or what caused it."""
+        causes = related(problem, causes_only=not isinstance(problem, TauError))
+        return any(isinstance(it, self.retry_on) for it in causes)
+
     def leave(self) -> None:
         """Runs in a process that user code has forked: SIGTERM ends it, and its steps get other numbers."""
         if signal.getsignal(signal.SIGTERM) == self.stop:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self.forked()
         self.journal.waiting = b""  # the parent writes these lines
-        self.steps = itertools.count((os.getpid() << 32) + 1)
+        Alarm.pending.clear()  # the parent's timer is not this one's
+        self.steps = steps_of(os.getpid())
+
+    def __setstate__(self, state: Json) -> None:
+        vars(self).update(state, steps=steps_of(os.getpid()))  # in a process that was given it
 
     def returned(self, result: Any, most: int) -> Json:
         """Returns an outcome, or raises BadResult if the result is too large or has no JSON form."""
@@ -24122,28 +24176,54 @@ def generator_of(frame: FrameType) -> FrameType | None:
 
 
 class Alarm:
-    """Raises an error in the main thread after some seconds, unless it is closed before."""
+    """Raises an error in the main thread after some seconds, unless it is closed before.
+
+    Steps of tasks and generators overlap: the one that began last need not end first.
+    """
+
+    pending: ClassVar[list[Alarm]] = []
+    before: ClassVar[Any] = None  # the author's own handler of the signal
+    due: ClassVar[float] = INFINITE  # when the author's own alarm comes
 
     def __init__(self, seconds: float, make_error: Callable[[], BaseException]) -> None:
         if threading.current_thread() is not threading.main_thread():
             raise BadRequest("a step's timeout works in the main thread only", "use `async with` and await")
+        self.at, self.make_error = monotonic() + seconds, make_error
+        if not Alarm.pending:
+            left = signal.getitimer(signal.ITIMER_REAL)[0]
+            Alarm.due = monotonic() + left if left else INFINITE
+            Alarm.before = signal.signal(signal.SIGALRM, Alarm.ring)
+        Alarm.pending.append(self)
+        Alarm.wind()
 
-        def ring(number: int, frame: FrameType | None) -> None:
-            raise make_error()
+    @staticmethod
+    def wind() -> None:
+        """Sets the timer to what comes first."""
+        at = min([Alarm.due, *(alarm.at for alarm in Alarm.pending)])
+        signal.setitimer(signal.ITIMER_REAL, 0 if at == INFINITE else max(at - monotonic(), 1e-3))
 
-        self.began, self.left = monotonic(), signal.getitimer(signal.ITIMER_REAL)[0]
-        self.armed = not 0 < self.left <= seconds  # else an outer step's alarm comes first
-        if self.armed:
-            self.before = signal.signal(signal.SIGALRM, ring)
-            signal.setitimer(signal.ITIMER_REAL, seconds)
+    @staticmethod
+    def ring(number: int, frame: FrameType | None) -> None:
+        first = min(Alarm.pending, key=lambda alarm: alarm.at, default=None)
+        if first is None:
+            return  # it was closed meanwhile
+        if Alarm.due <= first.at:
+            Alarm.due = INFINITE
+            Alarm.wind()
+            if callable(Alarm.before):
+                Alarm.before(number, frame)
+        else:
+            Alarm.pending.remove(first)
+            Alarm.wind()
+            raise first.make_error()
 
     def close(self) -> None:
-        """Turns it off.  An outer alarm goes on."""
-        if self.armed:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, self.before)
-            if self.left:
-                signal.setitimer(signal.ITIMER_REAL, max(self.left - (monotonic() - self.began), 1e-3))
+        """Turns it off.  Others go on."""
+        if self in Alarm.pending:
+            Alarm.pending.remove(self)
+        Alarm.wind()
+        if not Alarm.pending:
+            signal.signal(signal.SIGALRM, Alarm.before)
 
 
 def row_count(count: Any) -> str:
@@ -24476,7 +24556,8 @@ def facts_about(problem: BaseException, attempt: Attempt) -> Json:
         return {"python": python, "stdlib": IN_PYTHON.get(str(problem.name).partition(".")[0])}
     answer: Any = getattr(problem, "response", problem)  # of requests and httpx; an HTTPError of urllib is the answer
     status = getattr(answer, "status_code", getattr(answer, "code", None))
-    if type(status) is int and 400 <= status < 600 and isinstance(problem, Exception):
+    is_answer = hasattr(answer, "headers") and hasattr(answer, "url")
+    if type(status) is int and 400 <= status < 600 and is_answer and isinstance(problem, Exception):
         text = timed(lambda answer: str(answer.text), answer) if hasattr(answer, "text") else ""
         return http_facts(status, answer.headers, str(answer.url), text)
     return {}
@@ -24520,6 +24601,12 @@ def causes_of(problem: BaseException) -> list[BaseException]:
             break
         chain.append(cause)
     return [*chain[1:8], *chain[8:][-1:]]
+
+
+def members_of_group(problem: BaseException) -> list[BaseException]:
+    if not isinstance(problem, BaseExceptionGroup):
+        return [problem]
+    return [member for inner in problem.exceptions for member in members_of_group(inner)]
 
 
 def related(problem: BaseException, causes_only: bool = False) -> list[BaseException]:

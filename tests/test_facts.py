@@ -140,6 +140,12 @@ FAILING = """
         return {"id": row["id"], "cents": int(row["price"]) * 100}
 
     @per_row
+    def sends(row):
+        with open("sent", "a") as file:
+            file.write(f"{row['id']} ")
+        return {"cents": int(row["price"])}
+
+    @per_row
     async def later(row):
         return {"id": row["id"], "cents": int(row["price"])}
 
@@ -217,6 +223,10 @@ FAILING = """
             ctx.transform(ROWS, [each])
         except ValueError:
             return len(seen)
+
+    @pipeline
+    def row_sent(ctx):
+        ctx.transform(ROWS, [sends])
 
     @pipeline
     async def row_later(ctx):
@@ -338,6 +348,7 @@ TOLD: dict[str, tuple[str, Any, str]] = {
     "statement": ("", {"statement": "INSERT INTO nowhere VALUES (1)"}, "check the name"),
     "locked": ("", {"retryable": True}, RETRY),
     "row": ("", {**BAD, "rows": BAD_ROWS}, "None"),
+    "row_sent": ("", {"position": 6, "row": BAD["row"], "of": 6}, "None"),
     "row_later": ("", {"position": 6, "row": BAD["row"]}, "None"),
     "row_of_stream": ("", {"position": 10, "row": "{'id': '15', 'price': 'n/a'}", "failing": 1, "of": 10}, "None"),
     "csv": ("", {"column": "price", "position": 7, "cell": "'n/a'", "failing": 30, "of": 301}, "name its type"),
@@ -377,6 +388,12 @@ def test_an_error_tells_what_its_kind_needs(failing: tuple[Tau, str], name: str)
 def test_both_sides_of_a_comparison_are_among_the_values_of_its_check(failing: tuple[Tau, str]) -> None:
     (check,) = failing[0].call("run", name="check", timeout=PATIENCE_S)["trace"]["checks"]
     assert check["values"] == {"left": "3", "right": "4", "comparison": "3 == 4", "rows": "[1, 2, 3]"}
+
+
+def test_other_rows_are_not_given_to_what_acts(failing: tuple[Tau, str]) -> None:
+    failing[0].call("run", name="row_sent", timeout=PATIENCE_S)
+    sent = (failing[0].home / "data" / "row_sent" / "sent").read_text()
+    assert sent == "0 1 2 3 4 5 " * (len(sent) // 12)  # the table of kinds runs it too
 
 
 def test_the_other_rows_are_tried_only_if_the_error_ends_the_run(failing: tuple[Tau, str]) -> None:

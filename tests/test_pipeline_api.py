@@ -8,8 +8,10 @@ import contextlib
 import datetime
 import inspect
 import json
+import signal
 import sqlite3
 import textwrap
+import time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -651,3 +653,112 @@ def test_run_local_works_in_a_loop_and_forgets_secrets(tmp_path: Path) -> None:
 
     assert module.run_local(local_log, {"key": True}, secrets={"TOKEN": "testing"})["logs"] == ["*** the shop"]
     assert module.run_local(local_log)["logs"] == ["testing the shop"]
+
+
+def test_steps_that_overlap_have_limits_of_their_own(registry: list[module.Pipeline]) -> None:
+    @module.pipeline
+    async def done(ctx: module.PipelineContext) -> str:
+        async def step(name: str, begin: float, limit: float, end: float) -> None:
+            await asyncio.sleep(begin)
+            with ctx.step(name, timeout=limit):
+                await asyncio.sleep(end)
+
+        await asyncio.gather(step("a", 0, 0.6, 0.1), step("b", 0.05, 0.3, 0.1))
+        await asyncio.sleep(0.6)
+        return "done"
+
+    @module.pipeline
+    async def late(ctx: module.PipelineContext) -> None:
+        async def step(name: str, begin: float, limit: float, end: float) -> None:
+            await asyncio.sleep(begin)
+            with ctx.step(name, timeout=limit):
+                await asyncio.sleep(end)
+
+        await asyncio.gather(step("a", 0, 0.2, 0.1), step("b", 0.05, 0.3, 60))
+
+    assert module.run_local(done)["result"] == "done"
+    with pytest.raises(module.StepTimeout, match="step 'b' took longer"):
+        module.run_local(late)
+
+
+def test_an_alarm_of_the_authors_comes_when_it_is_due(registry: list[module.Pipeline]) -> None:
+    came: list[str] = []
+
+    @module.pipeline
+    def it(ctx: module.PipelineContext) -> None:
+        signal.signal(signal.SIGALRM, lambda *_: came.append("mine"))
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with ctx.step("within", timeout=60):
+            until = time.monotonic() + 30
+            while not came and time.monotonic() < until:
+                time.sleep(0.01)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with ctx.step("after", timeout=60):
+            pass
+        while len(came) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+
+    try:
+        module.run_local(it)
+    finally:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    assert came == ["mine", "mine"]
+
+
+def test_steps_of_a_process_that_is_given_the_context_have_numbers_of_their_own(tau: Tau) -> None:
+    tau.write("def work(ctx, n):\n    with ctx.step(f'part {n}') as step:\n        step.rows_out = n\n", "parts.py")
+    tau.deploy(
+        """
+        import concurrent.futures, multiprocessing
+        import parts
+        from tau import pipeline
+
+        @pipeline
+        def it(ctx, how: str):
+            pool = concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context(how))
+            with pool:
+                [*pool.map(parts.work, [ctx] * 3, [1, 2, 3])]
+            with ctx.step("after") as step:
+                step.rows_out = 4
+        """,
+        "pipelines.py", "--include", tau.work / "parts.py", "--entry", "pipelines.py", "--take-over",
+    )  # fmt: skip
+    for how in ("fork", "spawn"):
+        run = tau("run", "it", "-p", f"how={how}")
+        steps = {(step["name"], step["rows_out"]) for step in run["trace"]["steps"]}
+        assert steps == {("part 1", 1), ("part 2", 2), ("part 3", 3), ("after", 4)}, how
+
+
+def test_a_time_of_run_local_is_as_in_a_run(registry: list[module.Pipeline]) -> None:
+    @module.pipeline
+    def it(ctx: module.PipelineContext) -> list[Any]:
+        return [ctx.last_successful_run, ctx.scheduled_for]
+
+    given: Any = datetime.datetime(2026, 1, 2, 3, tzinfo=datetime.UTC)
+    run = module.run_local(it, last_successful_run="2026-01-01", scheduled_for=given)
+    assert run["result"] == ["2026-01-01T00:00:00+00:00", "2026-01-02T03:00:00+00:00"]
+
+
+def test_an_async_step_cannot_see_a_stream(registry: list[module.Pipeline], tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id\n1\n")
+
+    async def later(rows: Any) -> Any:
+        return rows
+
+    @module.pipeline
+    async def it(ctx: module.PipelineContext) -> None:
+        await ctx.load("b.csv", ctx.transform(ctx.extract("a.csv", stream=True), [later]))
+
+    with pytest.raises(module.BadRequest, match="step 'later' is async: it cannot see a stream"):
+        module.run_local(it, data_dir=str(tmp_path))
+
+
+def test_a_decimal_is_compared_as_a_number(ctx: Context) -> None:
+    rows = [{"name": name, "amount": amount} for name, amount in (("a", 2), ("b", 500), ("b", 7.5))]
+    ctx.load("sqlite:///s.db", rows, "t")
+    least = {"least": Decimal("7.25")}
+    having = "SELECT name FROM t GROUP BY name HAVING sum(amount) >= :least"
+    assert ctx.sql(having, least, connection="sqlite:///s.db") == [{"name": "b"}]
+    ctx.sql("CREATE TABLE texts (it TEXT)", connection="sqlite:///s.db")
+    ctx.sql("INSERT INTO texts VALUES (:it)", {"it": Decimal("1.50")}, connection="sqlite:///s.db")
+    assert ctx.sql("SELECT it FROM texts", connection="sqlite:///s.db") == [{"it": "1.50"}]
