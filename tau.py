@@ -2746,7 +2746,8 @@ def open_standard_descriptors() -> None:
 def write_out(text: str, end: str = "\n") -> bool:
     """Prints on stdout; returns whether there is a reader.  If it is gone, the exit code stays the same."""
     try:
-        print(text, end=end, flush=True)
+        sys.stdout.write(text + end)  # in one write: without a buffer, print() makes two
+        sys.stdout.flush()
         return True
     except OSError as problem:
         # A closed terminal gives EIO; EIO of a disk is a real failure.
@@ -2796,7 +2797,9 @@ def report(kind: str, about: Json, words: Sequence[str] = ()) -> None:
         text = printable("\n".join(line.replace("\n", "\n       ") for line in lines))  # no line can fake another
     else:
         text = json_text({kind: about}, sys.stderr)
-    print(f"<{PRIORITIES['ERROR']}>{text}" if stderr_is_journal() else text, file=sys.stderr)
+    mark = f"<{PRIORITIES['ERROR']}>" if stderr_is_journal() else ""
+    with contextlib.suppress(OSError):  # the exit code stays the same
+        sys.stderr.write(f"{mark}{text}\n")
 
 
 def printed_error(lines: Sequence[str]) -> TauError | None:
@@ -5103,6 +5106,7 @@ class View:
     """
 
     room: int  # columns for the value that is painted
+    is_followed = False  # whether the reader of the output is watched
 
     def __init__(self, words: Sequence[str], asked: Json) -> None:
         self.people, self.asked = people_read(sys.stdout, words), asked
@@ -5281,7 +5285,10 @@ class View:
         return self.paint(single_line(text), str(event["data"].get("status")))
 
     def follow(self, event: Json) -> None:
-        """Prints an event, and ends the command if nobody reads on."""
+        """Prints an event.  From the first on, the command ends when nobody reads on."""
+        if not self.is_followed:
+            self.is_followed = True
+            threading.Thread(target=end_without_reader, daemon=True).start()
         if not self.event(event):
             sys.exit()
 
@@ -5289,6 +5296,14 @@ class View:
         """Prints an event for a program, a line for a person; returns whether there is a reader."""
         text = self.fact if "actor" in event else self.log_text
         return write_out(text(printable(event)) if self.people else json_text(event, sys.stdout))
+
+
+def end_without_reader() -> None:
+    """Ends the command when the reader of its output is gone, though there is nothing to print."""
+    poll = select.poll()
+    poll.register(1, 0)  # errors are told without being asked for
+    poll.poll()
+    os._exit(0)
 
 
 PROFILE = "column kind nulls distinct least greatest odd shapes"
@@ -5530,6 +5545,7 @@ class Client:
         self.channel: Channel | None = None
         self.requests = 0
         self.seen = 0  # seq of the last event of a call
+        self.turn = _thread.RLock()  # threads take turns
 
     def __enter__(self) -> Client:
         return self
@@ -5547,8 +5563,12 @@ class Client:
         """Return the result of one operation; its events go to *on_event* as they come.
 
         If the connection is lost, the request is sent again for RECONNECT_S seconds, but only if that does
-        nothing twice: if the operation only reads, or the request has a key.
+        nothing twice: if the operation only reads, or the request has a key.  Threads take turns.
         """
+        with self.turn:
+            return self.call_alone(method, params, on_event)
+
+    def call_alone(self, method: str, params: Json, on_event: Callable[[Json], object] | None) -> Json:
         effect = OPERATIONS[method].effect if method in OPERATIONS else "unknown"
         if self.read_only:
             refuse_writes(method, effect)
@@ -5570,6 +5590,10 @@ class Client:
                     give_up_at = now + RECONNECT_S
                 if not repeatable or problem.detail.get("retryable") is False or now >= give_up_at:
                     raise
+            except BaseException as problem:
+                if not isinstance(problem, TauError):
+                    self.close()  # it was interrupted: the answer that is to come is no later call's
+                raise
             time.sleep(pause)
             pause = min(2 * pause, 1.0)
 
@@ -8172,8 +8196,9 @@ class Mcp:
                 raise HeaderMismatch(f"the header {name} is {text!r:.60}, the body says {value!r:.60}", "send the same")
 
     async def initialize(self, params: Json) -> Json:
-        asked, answer = params.get("protocolVersion"), await self.discover(params)
-        self.era = asked if asked in LEGACY else LEGACY[0]
+        asked = params.get("protocolVersion")
+        self.era = asked if asked in LEGACY else LEGACY[0]  # requests that do not wait for the answer have it too
+        answer = await self.discover(params)
         return {"protocolVersion": self.era, **pick(answer, "capabilities", "instructions"), "serverInfo": ME}
 
     async def discover(self, params: Json) -> Json:
@@ -9143,8 +9168,11 @@ def serving(home: str, words: list[str], options: Json) -> Json | None:
         lacks = f"port {port}" if port and int(port) not in (it.port for it in bound) else None
         if not all(it == "localhost" or is_loopback(it) for it in host.split(",")):
             lacks = lacks if any(it.host and not is_loopback(it.host) for it in bound) else host
+        end = shell_line("tau", *home_words(home), "shutdown")
+        if (path := owned.detail.get("socket")) and not os.path.exists(path):
+            lacks, end = path, shell_line("kill", owned.detail["pid"])
         if lacks:
-            hint = "; ".join((shell_line("tau", *home_words(home), "shutdown"), shell_line("taud", *words)))
+            hint = "; ".join((end, shell_line("taud", *words)))
             raise Conflict(f"{owned}, and does not listen on {lacks}", hint, **owned.detail) from None
         return {"changed": False, "home": home} | owned.detail
     return None
@@ -9162,6 +9190,9 @@ def detach(home: str, words: list[str], options: Json, umask: int) -> Json:
         with open(os.devnull) as null, open(child_end, "wb") as written:
             files = {0: null.fileno(), 1: written.fileno(), 2: log.fileno()}
             os.umask(umask)  # it is that of its runs
+            for name in os.listdir("/dev/fd"):  # a lock or a pipe of a shell is not the daemon's
+                with contextlib.suppress(OSError):
+                    os.set_inheritable(int(name), int(name) < 3)
             pid = start_python("taud", [*words, "--detached", "--json"], files, dict(os.environ))
         if line := ready.readline():
             return {"changed": True} | dict(json.loads(line))
@@ -11433,7 +11464,7 @@ class Caller:
             message = f"'{chosen.name}' needs a key of scope {chosen.scope}; '{self.name}' has {self.scope}"
             words = ("--scope", chosen.scope, *namespace_words(self.namespace))
             create = shell_line("tau", "key", "create", "NAME", *words)
-            raise Forbidden(message, create if chosen.sifts else DAEMON_HINT)
+            raise Forbidden(message, create if chosen.sifts or chosen.scope == "operate" else DAEMON_HINT)
 
     def check_time(self) -> None:
         """Raises Forbidden once the key has expired or was revoked."""
@@ -16644,6 +16675,8 @@ class Database:
                 copy_database(self.path, f"{self.path}.before-v{wanted}", lambda copy: None, shared=True)
             upgrade(self.writer, schema)
         except (TauError, sqlite3.Error) as problem:
+            if isinstance(full := disk_error(self.path, problem), StorageFull):
+                raise full from None
             hint = "make room on the disk, or start the older taud again and report this"
             raise Conflict(f"{self.path} cannot be migrated from schema {schema}: {problem}", hint) from None
 

@@ -395,8 +395,8 @@ class Shop:
 
 CALLS_OF_MEMOS: dict[str, Callable[[module.PipelineContext], object]] = {
     "a date": lambda ctx: [
-        ctx.memo("m", lambda: day.isoformat())
-        for day in (datetime.date(2026, 1, d) for d in (1, 2))  # noqa: B023
+        ctx.memo("m", lambda: day.isoformat())  # noqa: B023
+        for day in (datetime.date(2026, 1, d) for d in (1, 2))
     ],
     "a list": lambda ctx: [ctx.memo("m", lambda: some[0]) for some in ([1], [2])],  # noqa: B023
     "beside an argument": lambda ctx: [ctx.memo("m", lambda page: (shop, page), 1) for shop in ("a", "b")],  # noqa: B023

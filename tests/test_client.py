@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -288,6 +290,30 @@ def test_a_method_that_a_daemon_of_another_version_lacks_is_said_to_be_one(home:
     home.socket.unlink()
     assert error["reason"] == "version_mismatch"
     assert "0.0.1" in error["message"]
+
+
+def test_a_client_that_was_interrupted_works_on(tau: Tau) -> None:
+    def ring(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    tau.deploy_held()
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        with module.Client(home=str(tau.home)) as client:
+            signal.setitimer(signal.ITIMER_REAL, 0.5)
+            with pytest.raises(KeyboardInterrupt):
+                client.call("run", {"name": "it"})
+            assert client.call("cancel", {"run_id": "it"})["status"] == "cancelled"
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_threads_take_turns_with_a_client(tau: Tau) -> None:
+    with module.Client(home=str(tau.home)) as client, concurrent.futures.ThreadPoolExecutor(8) as pool:
+        methods = ["status", "version", "list"] * 20
+        answers = [*pool.map(lambda method: client.call(method, {}), methods)]
+    keys = {"status": "queued", "version": "protocol", "list": "pipelines"}
+    assert all(keys[method] in answer for method, answer in zip(methods, answers, strict=True))
 
 
 def test_a_daemon_that_works_long_is_not_given_up(tau: Tau) -> None:

@@ -624,6 +624,23 @@ def test_followers_end_when_nobody_reads(fresh: Tau, words: tuple[str, ...]) -> 
     assert child.wait(PATIENCE_S) == 0
 
 
+def test_followers_end_with_their_reader_though_nothing_happens(fresh: Tau) -> None:
+    fresh.deploy_it("def it(ctx): ...\n")
+    words = [*python("main"), "events", "--follow", "--since", "0", "--type", "pipeline.deployed"]
+    child = subprocess.Popen(words, env=fresh.environ, cwd=fresh.work, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stdout.readline()
+    child.stdout.close()
+    assert child.wait(PATIENCE_S) == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a disk that is always full")
+def test_errors_that_cannot_be_told_do_not_change_the_exit_code(tau: Tau) -> None:
+    for words, code in ((("show", "nothing"), 3), (("show",), 2), (("run", "nothing", "--text"), 3)):
+        with open("/dev/full", "w") as full:
+            assert subprocess.run([*python("main"), *words], env=tau.environ, stderr=full).returncode == code
+
+
 WRONG_LINES = [
     ("deploy", "--include", "helper.py", "one.py"),
     ("check", "--entry", "main.py"),

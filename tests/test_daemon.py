@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import select
 import signal
 import socket
 import sqlite3
@@ -43,6 +44,26 @@ def test_detach_prints_pid_and_socket_when_it_is_ready(home: Tau) -> None:
     assert is_running(ready["pid"])
     again = home.start()
     assert (again["changed"], again["pid"], again["socket"]) == (False, ready["pid"], ready["socket"])
+
+
+def test_a_daemon_has_no_file_of_who_starts_it(home: Tau) -> None:
+    """A lock that a script holds, say: it would never be free again."""
+    ours, theirs = os.pipe()
+    words = [*python("taud"), "--detach"]
+    subprocess.run(words, env=home.environ, pass_fds=[theirs], check=True, capture_output=True, timeout=PATIENCE_S)
+    os.close(theirs)
+    ready, _, _ = select.select([ours], [], [], PATIENCE_S)
+    assert (ready, os.read(ours, 1)) == ([ours], b"")
+    os.close(ours)
+
+
+def test_a_daemon_whose_socket_is_gone_is_told_how_to_end(home: Tau) -> None:
+    pid = home.start()["pid"]
+    home.socket.unlink()
+    error = run("taud", "--detach", cwd=home.work, environ=home.environ).error
+    assert error["hint"] == f"kill {pid}; taud --detach"
+    os.kill(pid, signal.SIGTERM)
+    eventually(lambda: not is_running(pid))
 
 
 def test_a_second_daemon_is_refused_and_told_the_owner(home: Tau) -> None:

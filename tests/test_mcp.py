@@ -339,6 +339,17 @@ def test_without_a_daemon_it_answers_at_once_and_says_so(home: Tau) -> None:
     assert document(call["result"])["hint"] == "taud --detach"
 
 
+def test_requests_need_not_wait_for_the_answer_to_initialize(web: Tau) -> None:
+    begin = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "sh", "version": "1"}}
+    _, tools = say(
+        web,
+        {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": begin},
+        {"jsonrpc": "2.0", "method": "notifications/initialized"},
+        {"jsonrpc": "2.0", "id": 2, "method": "tools/list"},
+    )
+    assert len(tools["result"]["tools"]) >= len(module.TOOLS)
+
+
 def test_a_daemon_that_is_silent_is_not_waited_for(home: Tau) -> None:
     home.start()
     pid = home.pid()
