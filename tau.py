@@ -1521,7 +1521,7 @@ CHOICES: dict[str, Sequence[str]] = {
 #: argument of several operations → its meaning where an operation says nothing else of it; first its flags, if any.
 MEANINGS = {
     "run_id": "--run  which run: its id, or its first characters",
-    "files": 'the file, or a folder with all its files; on the wire a list of {"path", "text" or "base64"}',
+    "files": 'the file, or a folder with all but hidden files; on the wire a list of {"path", "text" or "base64"}',
     "include": "modules and small data that go with it, files or folders; they lie beside it",
     "entry": "load only this file of the folder, not the uppermost ones that use @pipeline",
     "params": "what the pipeline sees as ctx.params: a JSON object, @file, or - for stdin",
@@ -3232,8 +3232,13 @@ PACKAGES |= {"psycopg2": "psycopg2-binary", "bigquery": "sqlalchemy-bigquery"}
 
 
 def install_hint(package: str) -> str:
-    install = shell_line(sys.executable, "-m", "pip", "install", PACKAGES.get(package, package))
-    return f"{install}, or name it in the file's `# /// script` dependencies"
+    package = PACKAGES.get(package, package)
+    declare = f"name {package} in the file's `# /// script` dependencies"
+    return (
+        f"{shell_line(sys.executable, '-m', 'pip', 'install', package)}, or {declare}"
+        if find_module("pip")
+        else declare
+    )
 
 
 PARSING = _thread.allocate_lock()
@@ -4489,7 +4494,13 @@ def read_files(path: str, main: str, named: Sequence[str]) -> list[Json]:
     Links among the *named* paths are read apart from the folder.
     """
     root, links, files = root_of(main), {os.path.abspath(link) for link in named if os.path.islink(link)}, []
-    for place in files_in(path, links) if os.path.isdir(path) else [path]:
+    places = [*files_in(path, links)] if os.path.isdir(path) else [path]
+    sizes = {place: size_of(place) for place in places}
+    if sum(sizes.values()) > DEPLOYMENT_BYTES_MAX >= max(sizes.values()):
+        largest = max(places, key=sizes.__getitem__)
+        large = f"{path} has more than {DEPLOYMENT_BYTES_MAX:,} bytes; the largest file is {largest}"
+        raise LoadFailed(large, KEEP_SMALL, file=largest)
+    for place in places:
         relative = os.path.relpath(place or os.curdir, root)
         if relative.startswith(os.pardir + os.sep):
             relative = os.path.relpath(place, os.path.dirname(os.path.normpath(path)) or ".")
@@ -12075,11 +12086,11 @@ def compare_sources(before: Sources, now: Sources) -> str:
 
 
 def load_error(entry: str, error: Json) -> LoadFailed:
-    hints = {
-        "ImportError": "deploy the package's folder, with --entry, for imports that are relative",
-        "timeout": "move work out of the module's top level into the pipeline function",
-    }
-    hint = hints.get(error["type"]) or hints.get(error["kind"]) or error.get("hint") or "mend the file"
+    hint = error.get("hint") or "mend the file"
+    if error["kind"] == "timeout":
+        hint = "move work out of the module's top level into the pipeline function, or raise [daemon] load_timeout_s"
+    elif "relative import" in error["message"]:
+        hint = "deploy the package's folder, with --entry, for imports that are relative"
     file = f" {error['file']}" * (error["file"] not in (None, entry))
     where = f",{file} line {error['line']}" if error["line"] else ""
     detail = pick(error, "kind", "type", "file", "line", "frames", "cause", "facts")
@@ -12094,7 +12105,7 @@ def choose(pipelines: list[Json], name: str | None) -> list[Json]:
         entry, other = row["entry"], by_name.setdefault(row["name"], row)
         if other is not row:
             who = f"{entry} has two pipelines" if entry == other["entry"] else "two files have a pipeline"
-            message, hint = f"{who} named '{row['name']}'", "give each its own name"
+            message, hint = f"{who} named '{row['name']}'", "give each its own name, or deploy one file: --entry"
             raise LoadFailed(message, hint, kind="load", file=entry, line=row["line"])
     if name is None:
         return pipelines
@@ -17411,7 +17422,9 @@ class ForkServer:
             else:
                 self.began(job, self.spawn(job), self.nursery.own)
         except OSError as problem:
-            self.write_end(job, None, f"cannot start a process: {problem.strerror}")
+            is_gone = job["python"] is not None and not os.path.exists(job["python"])
+            why = "its environment is gone: deploy its files again" if is_gone else problem.strerror
+            self.write_end(job, None, f"cannot start a process: {why}")
 
     def began(self, job: Json, pid: int, mother: Mother) -> None:
         job["mother"] = mother
@@ -19944,9 +19957,9 @@ def captured_by(function: Any) -> list[Any]:
     return [cell.cell_contents for cell in cells]
 
 
-def is_same(one: Any, other: Any) -> bool:
+def is_same(before: Any, now: Any) -> bool:
     try:
-        return bool(one == other)
+        return bool(before == now)
     except Exception:  # of data frames, say
         return False
 
@@ -24337,8 +24350,11 @@ def logging_handler() -> Any:
 
     def emit(record: logging.LogRecord) -> None:
         try:
-            level = LEVELS[max(0, min(record.levelno // 10 - 1, 3))]
-            handler.journal.log(handler.format(record), level, {"logger": record.name})  # type: ignore[attr-defined]
+            level, text = LEVELS[max(0, min(record.levelno // 10 - 1, 3))], handler.format(record)
+            if (journal := getattr(handler, "journal", None)) is not None:
+                journal.log(text, level, {"logger": record.name})
+            else:  # a warm process imports before a run begins
+                print(text)
         except Exception:
             handler.handleError(record)
 
@@ -24584,7 +24600,8 @@ def facts_about(problem: BaseException, attempt: Attempt) -> Json:
     if facts := problem.detail if isinstance(problem, TauError) else vars(problem).get("tau_facts", dict)():
         return facts
     if isinstance(problem, ModuleNotFoundError):
-        whose = "the environment of this file" if attempt.job.get("python") else "taud's own"
+        own = "the executor's" if "host" in attempt.job else "taud's own"
+        whose = "the environment of this file" if attempt.job.get("python") else own
         python = f"{sys.executable} ({'.'.join(map(str, sys.version_info[:3]))}, {whose})"
         return {"python": python, "stdlib": IN_PYTHON.get(str(problem.name).partition(".")[0])}
     answer: Any = getattr(problem, "response", problem)  # of requests and httpx; an HTTPError of urllib is the answer
@@ -24679,20 +24696,32 @@ def hint_for(problem: BaseException, attempt: Attempt) -> str | None:
         return problem.hint or None
     message, innermost = safe_text(problem), [frame for frame, _ in traceback.walk_tb(problem.__traceback__)][-1:]
     raised_by = innermost[0].f_code.co_qualname if innermost else ""
+    is_far = "host" in attempt.job
+    owner = "the executor" if is_far else "taud"
     if isinstance(problem, FileNotFoundError) and isinstance(problem.filename, str):
         program = problem.filename if raised_by == "Popen._execute_child" else os.sep
         if os.sep in program or program == innermost[0].f_locals.get("cwd"):
             return path_hint(problem.filename, attempt.job["folder"])
-        return f"'{program}' is not on taud's PATH: install it there, or call it by its whole path"
+        return f"'{program}' is not on {owner}'s PATH: install it there, or call it by its whole path"
     if raised_by == "_Environ.__getitem__":
-        return f"{message} is not in taud's environment: start taud with it, or keep a secret: ctx.secret({message})"
+        secret = f"keep a secret: ctx.secret({message})"
+        return f"{message} is not in {owner}'s environment: {'' if is_far else 'start taud with it, or '}{secret}"
     if isinstance(problem, KeyError) and innermost:
         return missing_key_hint(problem, attempt.job["folder"])
     if isinstance(problem, ModuleNotFoundError):
         name = str(problem.name).partition(".")[0]
         if own := IN_PYTHON.get(name):
             return f"Python has {own} in its place: import that"
+        folder, entry = attempt.job["folder"], attempt.job.get("entry") or ""
+        places = (glob.glob(f"{glob.escape(folder)}/**/{name}{end}", recursive=True) for end in (".py", "/"))
+        found = (os.path.relpath(path, folder).removesuffix(".py") for path in itertools.chain(*places))
+        if place := next((it for it in found if not entry.startswith(it + "/")), None):
+            if os.sep in place:
+                return f"it was deployed as {place}: import {place.replace(os.sep, '.')}"
+            return f"{name} was deployed: an __init__.py beside the file makes its imports begin in the folder above"
         beside = f"{shell_line('--include', name + '.py')} if that lies beside the file; else"
+        if is_far:
+            return f"{beside} install it for {sys.executable} on the executor"
         if attempt.job.get("python"):
             return f'{beside} add it to the header of the file: # dependencies = ["{name}"]'
         again = f"install it for {sys.executable} and restart taud if it still is not found"
@@ -24729,7 +24758,8 @@ def path_hint(path: str, folder: str | None = None) -> str:
     inside = os.path.relpath(os.path.realpath(path), os.path.realpath(folder)) if folder else os.pardir
     if not inside.startswith(os.pardir):
         with_it = shell_line("--include", os.path.join("FOLDER", inside))
-        return f"it was not deployed: add {with_it}, or take the whole folder: FOLDER --entry pipeline.py"
+        whole = f"add {with_it}, or take the whole folder: FOLDER --entry pipeline.py"
+        return f"it was not deployed: {whole}; what a run writes there is removed: write into ctx.data_dir"
     if os.path.isabs(path):
         return "is it on the machine where this ran?"
     return "relative paths begin in ctx.data_dir; files shipped with `tau deploy --include` are beside __file__"

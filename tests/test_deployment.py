@@ -332,3 +332,33 @@ def test_a_header_from_windows_is_read(end: str) -> None:
     source = end.join(["# /// script", '# dependencies = ["polars==0.0.1"]', "# ///", "x = 1"])
     for text in (source, "\ufeff" + source):
         assert module.read_header(text, "x.py")["dependencies"] == ["polars==0.0.1"]  # type: ignore[index]
+
+
+def test_hints_about_imports_lead_on(tau: Tau, tmp_path: Path) -> None:
+    for name in ("lib", "pipes"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "lib" / "h.py").write_text("H = 4\n")
+    source = "from tau import pipeline\n{}\n@pipeline\ndef mono(ctx): return 1\n"
+    path = tmp_path / "pipes" / "a.py"
+    path.write_text(source.format("from lib.h import H"))
+    said = tau("deploy", tmp_path, "--entry", "pipes/a.py", exit=2)
+    assert (
+        said["hint"] == "lib was deployed: an __init__.py beside the file makes its imports begin in the folder above"
+    )
+    (tmp_path / "pipes" / "__init__.py").touch()
+    tau("deploy", tmp_path, "--entry", "pipes/a.py")
+    path.write_text(source.format("import h"))
+    hint = tau("deploy", tmp_path, "--entry", "pipes/a.py", exit=2)["hint"]
+    assert hint == "it was deployed as lib/h: import lib.h"
+    path.write_text(source.format("from lib.h import G"))
+    assert "relative" not in str(tau("deploy", tmp_path, "--entry", "pipes/a.py", exit=2)["hint"])
+    tau("undeploy", "mono")
+
+
+def test_a_folder_that_is_too_large_is_refused_with_its_largest_file(tau: Tau, tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("from tau import pipeline\n@pipeline\ndef it(ctx): ...\n")
+    for name, size in (("one.csv", 3 << 20), ("two.csv", 4 << 20)):
+        (tmp_path / name).write_bytes(b"x" * size)
+    said = tau("deploy", tmp_path, exit=2)
+    assert (said["code"], Path(said["file"]).name) == ("load_failed", "two.csv")
+    assert said["message"].endswith(f"the largest file is {tmp_path / 'two.csv'}")

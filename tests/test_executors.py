@@ -343,6 +343,14 @@ def test_processes_of_a_run_find_its_modules_and_tau(far: Tau) -> None:
     assert run_far(far, text)["result"] == [2, 4]
 
 
+def test_hints_are_about_the_machine_where_it_runs(far: Tau) -> None:
+    missing = run_far(far, "def it(ctx):\n    import not_there\n", exit=1)["error"]
+    assert missing["hint"].endswith(" on the executor")
+    assert "the executor's" in missing["facts"]["python"]
+    unset = run_far(far, "import os\ndef it(ctx):\n    os.environ['NOT_THERE']\n", exit=1)["error"]
+    assert unset["hint"] == "'NOT_THERE' is not in the executor's environment: keep a secret: ctx.secret('NOT_THERE')"
+
+
 def test_only_the_standard_library_is_needed_there(far: Tau) -> None:
     text = "import sys\ndef it(ctx):\n    return [sys.executable, 'croniter' in sys.modules]"
     assert run_far(far, text)["result"] == [PYTHON, False]
