@@ -2746,8 +2746,7 @@ def open_standard_descriptors() -> None:
 def write_out(text: str, end: str = "\n") -> bool:
     """Prints on stdout; returns whether there is a reader.  If it is gone, the exit code stays the same."""
     try:
-        sys.stdout.write(text + end)  # in one write: without a buffer, print() makes two
-        sys.stdout.flush()
+        print(text + end, end="", flush=True)  # in one write, though there be no buffer
         return True
     except OSError as problem:
         # A closed terminal gives EIO; EIO of a disk is a real failure.
@@ -5313,8 +5312,8 @@ def end_without_reader() -> None:
     """Ends the command when the reader of its output is gone, though there is nothing to print."""
     poll = select.poll()
     poll.register(1, 0)  # errors are told without being asked for
-    poll.poll()
-    os._exit(0)
+    if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll()):
+        os._exit(0)
 
 
 PROFILE = "column kind nulls distinct least greatest odd shapes"
@@ -5557,6 +5556,12 @@ class Client:
         self.requests = 0
         self.seen = 0  # seq of the last event of a call
         self.turn = _thread.RLock()  # threads take turns
+
+    def __getstate__(self) -> Json:
+        return omit(vars(self), ("channel", "turn"))
+
+    def __setstate__(self, state: Json) -> None:
+        vars(self).update(state, channel=None, turn=_thread.RLock())
 
     def __enter__(self) -> Client:
         return self
@@ -12089,7 +12094,7 @@ def load_error(entry: str, error: Json) -> LoadFailed:
     hint = error.get("hint") or "mend the file"
     if error["kind"] == "timeout":
         hint = "move work out of the module's top level into the pipeline function, or raise [daemon] load_timeout_s"
-    elif "relative import" in error["message"]:
+    elif "relative import" in str(error["message"]):
         hint = "deploy the package's folder, with --entry, for imports that are relative"
     file = f" {error['file']}" * (error["file"] not in (None, entry))
     where = f",{file} line {error['line']}" if error["line"] else ""
@@ -12105,7 +12110,8 @@ def choose(pipelines: list[Json], name: str | None) -> list[Json]:
         entry, other = row["entry"], by_name.setdefault(row["name"], row)
         if other is not row:
             who = f"{entry} has two pipelines" if entry == other["entry"] else "two files have a pipeline"
-            message, hint = f"{who} named '{row['name']}'", "give each its own name, or deploy one file: --entry"
+            message, hint = f"{who} named '{row['name']}'", "give each its own name"
+            hint += ", or deploy one file: --entry" * (entry != other["entry"])
             raise LoadFailed(message, hint, kind="load", file=entry, line=row["line"])
     if name is None:
         return pipelines
@@ -14340,7 +14346,7 @@ def check_user(home: str, namespace: str, user: str) -> None:
     process = as_user(user, os.sep, ())
     data, ours = data_directory(home, f"{namespace}/"), os.path.join(user_place(home, namespace), "data")
     owners = {os.lstat(os.path.join(data, name)).st_uid for name in names_below(data)}
-    if owners and (os.path.realpath(data) != ours or owners != {process["user"]}):
+    if owners and (os.path.realpath(data) != os.path.realpath(ours) or owners != {process["user"]}):
         raise BadRequest(f"{data} has data that is not of user '{user}'", "move it away")
     place = process["cwd"] = prepare_place(home, namespace, user)
     words = ("python3", "-c", "import os, sys; os.stat(sys.argv[1]); assert sys.version_info > (3, 11)", place)
@@ -17119,7 +17125,8 @@ class Venvs:
 
     def circumstances(self, digest: str | None) -> tuple[str, Json | None]:
         """Returns a fingerprint, and if it is new: Python, packages, names of variables, when the daemon started."""
-        folders, state, mark = self.known.get(digest) or (self.folders(digest), None, "")
+        known = self.known.get(digest)
+        folders, state, mark = known if known and known[0] else (self.folders(digest), None, "")
         if (now := state_of(folders)) == state:
             return mark, None
         document = {"python": sys.version.split()[0], "packages": packages_in(folders)}
@@ -17131,7 +17138,7 @@ class Venvs:
     def state(self, digest: str | None) -> str:
         """Returns a text that changes when packages may have."""
         known = self.known.get(digest)
-        return encode_json(known[1] if known else state_of(self.folders(digest)))
+        return encode_json(known[1] if known and known[0] else state_of(self.folders(digest)))
 
     def folders(self, digest: str | None) -> list[str]:
         if digest is None:
@@ -18397,7 +18404,8 @@ def run_process(job: Json, born: str | None) -> int:
         while isinstance(problem, BaseExceptionGroup) and len(problem.exceptions) == 1:
             problem = problem.exceptions[0]
         in_vain = isinstance(problem, (BadRequest, MissingExtra, MissingSecret))  # another attempt would raise it too
-        again = all(map(attempt.is_named, members_of_group(problem))) or (False if in_vain else None)
+        is_wanted = not in_vain and all(map(attempt.is_named, members_of_group(problem)))
+        again = is_wanted or isinstance(problem, attempt.retry_on) or (False if in_vain else None)
         code = problem.code if isinstance(problem, SystemExit) else 1
         record = {"t": "raised", "error": error_document(problem, attempt), "retry": again}
         with contextlib.suppress(Exception):  # the outcome matters more
@@ -19239,7 +19247,7 @@ class per_row:  # noqa: N801
         try:
             made = [self.function(row) for row in source]
         except Exception as problem:
-            self.note_row(problem, rows, source, source if is_inner(self.function) else ())
+            self.note_row(problem, rows, source, source)
             raise
 
         async def awaited() -> list[Json]:
@@ -19259,8 +19267,9 @@ class per_row:  # noqa: N801
         position = len(rows) - operator.length_hint(source)
         numbered = enumerate(others, before + position + 1)
         row = before + position, rows[position - 1]
-        # The others are tried only if this ends the run.
-        vars(problem)["tau_facts"] = lambda: row_facts(*row, numbered, self.function, problem)
+        # The others are tried only if this ends the run, and never by what acts.
+        tried = lambda: numbered if is_inner(self.function) else ()  # noqa: E731
+        vars(problem)["tau_facts"] = lambda: row_facts(*row, tried(), self.function, problem)
 
 
 def is_inner(function: Any) -> bool:
@@ -19277,15 +19286,15 @@ def is_inner(function: Any) -> bool:
             module = used.__name__ if isinstance(used, type(sys)) else getattr(used, "__module__", None)
             module = module or type(used).__module__
             is_error = isinstance(used, type) and issubclass(used, BaseException)
-            if module == "builtins" and used in (exec, eval, input, __import__):
+            if any(used is acting for acting in (exec, eval, input, __import__)):
                 return False
-            if module in HARMLESS_MODULES or is_error or used in functions:
+            if str(module) in HARMLESS_MODULES or is_error or any(used is other for other in functions):
                 continue
             functions.append(used)
     return True
 
 
-HARMLESS_MODULES = INNER_MODULES - {"tau"} | {"builtins", "_operator"}
+HARMLESS_MODULES = INNER_MODULES - {"tau", "asyncio"} | {"builtins", "_operator"}
 
 
 def flat(made: list[Any]) -> list[Json]:
@@ -19355,7 +19364,7 @@ def map_batches(step: Step, work: Callable[[Rows], Any], stream: Stream) -> Batc
         step.take_sample(batch, "in")
         result = work(batch)
         if hasattr(result, "__await__"):
-            result.close()
+            getattr(result, "close", int)()
             raise BadRequest(f"step '{step.name}' is async: it cannot see a stream", "extract without stream=True")
         yield step_result(result, step.name)
 
@@ -19383,10 +19392,16 @@ def run_local(
         job = local_job(chosen.name, folder, os.path.abspath(data_dir or folder))
         job |= {"params": params or {}, "state": state or {}, "connections": dict(connections or {})}
         times = {"last_success": last_successful_run, "scheduled_for": scheduled_for}
-        job |= {key: value and rfc3339(parse_time(str(value), Zone("UTC"))) for key, value in times.items()}
+        job |= {key: value and aware_text(value) for key, value in times.items()}
         results = {name: {"run_id": LOCAL_RUN, "result": result} for name, result in (upstream or {}).items()}
         job |= {"secrets": omit(secrets or {}, os.environ), "upstream": results}
         return call_locally(chosen, job, os.path.join(folder, "run.journal"))
+
+
+def aware_text(value: Any) -> str:
+    """Returns a time as ISO text; one without a zone is in UTC."""
+    at = datetime.datetime.fromisoformat(str(value))
+    return (at if at.tzinfo else at.replace(tzinfo=datetime.UTC)).isoformat()
 
 
 def local_job(name: str, folder: str, directory: str) -> Json:
@@ -19946,22 +19961,35 @@ async def is_true(condition: Any) -> bool:
 
 
 def closure_of(function: Any) -> list[Any]:
-    """Returns what tells a function from another: its code, its defaults, what it closes over and is bound to."""
-    values = [*(getattr(function, "__defaults__", None) or ()), *captured_by(function)]
-    values += [getattr(function, "__self__", None), getattr(function, "keywords", None), *getattr(function, "args", ())]
-    return [getattr(function, "__code__", None), *values]
+    """Returns what tells a function from another: its code, and of all that it holds a short text."""
+    held = [*captured_by(function), getattr(function, "__self__", None)]
+    if isinstance(function, functools.partial):
+        held = [function.func, function.args, function.keywords]
+    return [getattr(function, "__code__", None), *map(held_value, held)]
+
+
+def held_value(value: Any) -> Any:
+    """Returns a function's code, an object that says nothing of itself with its content, the text of another value."""
+    if hasattr(value, "__code__"):
+        return value.__code__
+    is_mute = getattr(type(value), "__repr__", None) is object.__repr__
+    about = (type(value).__qualname__, getattr(value, "__dict__", None)) if is_mute else value
+    return (value if is_mute else None, re.sub(" at 0x[0-9a-f]+", "", safe_repr(about, REPR_KEPT)))
 
 
 def captured_by(function: Any) -> list[Any]:
     cells = [cell for cell in getattr(function, "__closure__", None) or () if cell != type(cell)()]
-    return [cell.cell_contents for cell in cells]
+    defaults = getattr(function, "__defaults__", None) or (), (getattr(function, "__kwdefaults__", None) or {}).values()
+    return [*itertools.chain(*defaults), *(cell.cell_contents for cell in cells)]
 
 
-def is_same(before: Any, now: Any) -> bool:
-    try:
-        return bool(before == now)
-    except Exception:  # of data frames, say
-        return False
+def is_same(before: list[Any], now: list[Any]) -> bool:
+    def alike(old: Any, new: Any) -> bool:
+        if not isinstance(old, tuple) or not isinstance(new, tuple):
+            return bool(old == new)
+        return old[1] == new[1] or (old[0] is not None and old[0] is new[0])
+
+    return len(before) == len(now) and all(map(alike, before, now))
 
 
 async def remembered(
@@ -20491,8 +20519,8 @@ def files_below(tree: str) -> Iterator[str]:
 
 
 def file_digest(path: str) -> bytes:
-    if not os.path.exists(path):
-        return b""
+    if not os.path.isfile(path):
+        return os.fsencode(path) if os.path.exists(path) else b""  # a FIFO would be waited for
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "blake2b").digest()
 
@@ -22204,15 +22232,16 @@ class SQLite(Warehouse):
     def execute(self, query: str, params: Mapping[str, Any] = {}, batch_rows: int | None = None) -> Batches | int:
         self.statement = query
         self.check_lists(query, params)
-        before, asks = self.connection.total_changes, re.match(QUERY, query) is not None
-        numbers = {name: float(it) for name, it in params.items() if isinstance(it, decimal.Decimal) and asks}
-        # As text, a decimal that is only compared would be greater than any number.
-        cursor = self.connection.execute(query, {name: sqlite_cell(it) for name, it in {**params, **numbers}.items()})
+        before = self.connection.total_changes
+        cursor = self.connection.execute(query, {name: self.bound(value) for name, value in params.items()})
         if cursor.description is None:
             if cursor.rowcount >= 0 or self.connection.total_changes == before:
                 return int(cursor.rowcount)
             return int(self.connection.execute("SELECT changes()").fetchone()[0])  # the module does not count for WITH
         return rows_of([column[0] for column in cursor.description], cursor, batch_rows)
+
+    def bound(self, value: Any) -> Any:
+        return sqlite_cell(value)
 
     def change(self, statement: str, rows: Cells, at_once: bool = False) -> int:
         """Executes a statement with the values of each row and returns how many rows it changed."""
@@ -22231,6 +22260,12 @@ class SqlStep(SQLite):
     """A SQL step of `ctx.transform`, over the table `data` in memory.  Every kind of value is kept."""
 
     columns: Sequence[str] = ()
+
+    def bound(self, value: Any) -> Any:
+        """Returns a param.  A decimal is a number: columns have no type here, and text is greater than any number."""
+        if isinstance(value, decimal.Decimal) and value.is_finite():
+            return int(value) if value == int(value) and abs(value) < 1 << 63 else float(value)
+        return super().bound(value)
 
     def __init__(self, query: str, params: Json) -> None:
         super().__init__(":memory:", "BEGIN IMMEDIATE")
@@ -24228,48 +24263,55 @@ class Alarm:
     """
 
     pending: ClassVar[list[Alarm]] = []
-    before: ClassVar[Any] = None  # the author's own handler of the signal
-    due: ClassVar[float] = INFINITE  # when the author's own alarm comes
 
     def __init__(self, seconds: float, make_error: Callable[[], BaseException]) -> None:
         if threading.current_thread() is not threading.main_thread():
             raise BadRequest("a step's timeout works in the main thread only", "use `async with` and await")
-        self.at, self.make_error = monotonic() + seconds, make_error
-        if not Alarm.pending:
+        self.began, self.make_error = monotonic(), make_error
+        self.at = self.began + seconds
+        self.before, self.due = None, INFINITE  # the author's own handler, and when the author's own alarm comes
+        if (handler := signal.getsignal(signal.SIGALRM)) is not Alarm.ring:
             left = signal.getitimer(signal.ITIMER_REAL)[0]
-            Alarm.due = monotonic() + left if left else INFINITE
-            Alarm.before = signal.signal(signal.SIGALRM, Alarm.ring)
+            self.before, self.due = handler, monotonic() + left if left else INFINITE
+            signal.signal(signal.SIGALRM, Alarm.ring)
         Alarm.pending.append(self)
         Alarm.wind()
 
     @staticmethod
     def wind() -> None:
         """Sets the timer to what comes first."""
-        at = min([Alarm.due, *(alarm.at for alarm in Alarm.pending)])
+        at = min((min(it.at, it.due) for it in Alarm.pending), default=INFINITE)
         signal.setitimer(signal.ITIMER_REAL, 0 if at == INFINITE else max(at - monotonic(), 1e-3))
 
     @staticmethod
     def ring(number: int, frame: FrameType | None) -> None:
-        first = min(Alarm.pending, key=lambda alarm: alarm.at, default=None)
+        first = min(Alarm.pending, key=lambda it: min(it.at, it.due), default=None)
         if first is None:
             return  # it was closed meanwhile
-        if Alarm.due <= first.at:
-            Alarm.due = INFINITE
+        if first.due <= first.at:
+            first.due = INFINITE
             Alarm.wind()
-            if callable(Alarm.before):
-                Alarm.before(number, frame)
+            if callable(first.before):
+                first.before(number, frame)
         else:
             Alarm.pending.remove(first)
             Alarm.wind()
             raise first.make_error()
 
     def close(self) -> None:
-        """Turns it off.  Others go on."""
+        """Turns it off.  Others go on; with the last of them, what the author has set goes on as it was."""
         if self in Alarm.pending:
             Alarm.pending.remove(self)
         Alarm.wind()
-        if not Alarm.pending:
-            signal.signal(signal.SIGALRM, Alarm.before)
+        if self.before is None:
+            return
+        if later := next((it for it in Alarm.pending if it.began > self.began and it.before is None), None):
+            later.before, later.due = self.before, self.due
+            Alarm.wind()
+        else:
+            signal.signal(signal.SIGALRM, self.before)
+            if self.due < INFINITE:
+                signal.setitimer(signal.ITIMER_REAL, max(self.due - monotonic(), 1e-3))
 
 
 def row_count(count: Any) -> str:
@@ -24712,13 +24754,16 @@ def hint_for(problem: BaseException, attempt: Attempt) -> str | None:
         name = str(problem.name).partition(".")[0]
         if own := IN_PYTHON.get(name):
             return f"Python has {own} in its place: import that"
-        folder, entry = attempt.job["folder"], attempt.job.get("entry") or ""
-        places = (glob.glob(f"{glob.escape(folder)}/**/{name}{end}", recursive=True) for end in (".py", "/"))
-        found = (os.path.relpath(path, folder).removesuffix(".py") for path in itertools.chain(*places))
-        if place := next((it for it in found if not entry.startswith(it + "/")), None):
+        folder, above = attempt.job["folder"], os.path.dirname(attempt.job.get("entry") or "")
+        places = (glob.glob(f"{glob.escape(folder)}/**/{name}{end}", recursive=True) for end in (".py", "/*.py"))
+        found = (
+            re.sub(rf"(\b{name})(/[^/]+)?\.py$", r"\1", os.path.relpath(it, folder)) for it in itertools.chain(*places)
+        )
+        if problem.name == name and (place := next((it for it in found if not above.startswith(it)), None)):
             if os.sep in place:
                 return f"it was deployed as {place}: import {place.replace(os.sep, '.')}"
-            return f"{name} was deployed: an __init__.py beside the file makes its imports begin in the folder above"
+            if above and not os.path.exists(os.path.join(folder, above, "__init__.py")):
+                return f"{name} was deployed: with {above}/__init__.py imports begin in the folder above"
         beside = f"{shell_line('--include', name + '.py')} if that lies beside the file; else"
         if is_far:
             return f"{beside} install it for {sys.executable} on the executor"
@@ -24759,7 +24804,7 @@ def path_hint(path: str, folder: str | None = None) -> str:
     if not inside.startswith(os.pardir):
         with_it = shell_line("--include", os.path.join("FOLDER", inside))
         whole = f"add {with_it}, or take the whole folder: FOLDER --entry pipeline.py"
-        return f"it was not deployed: {whole}; what a run writes there is removed: write into ctx.data_dir"
+        return f"it was not deployed: {whole}; or did a run write it beside its code?  Write into ctx.data_dir"
     if os.path.isabs(path):
         return "is it on the machine where this ran?"
     return "relative paths begin in ctx.data_dir; files shipped with `tau deploy --include` are beside __file__"

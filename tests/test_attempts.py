@@ -6,6 +6,7 @@ import datetime
 import functools
 import os
 import signal
+import unittest.mock
 from collections.abc import Callable
 from typing import Any
 
@@ -419,12 +420,20 @@ def test_a_memo_is_not_that_of_another_call(name: str) -> None:
 def test_memos_of_one_function_are_used_again() -> None:
     @module.pipeline
     def it(ctx: module.PipelineContext) -> object:
-        shop, rows = Shop("a"), [{"id": 1}]
-        return [ctx.memo("m", shop.orders) for _ in range(2)] + [ctx.memo("n", lambda: len(rows)) for _ in range(2)]
+        rows = [{"id": 1}]
+
+        def fetch(page: int) -> object:
+            def parse(text: object) -> object:
+                return text
+
+            return ctx.memo("page", lambda page: parse(page), page)
+
+        calls = [ctx.memo("m", Shop("a").orders) for _ in range(2)] + [ctx.memo("n", lambda: len(rows)) for _ in "ab"]
+        return [*calls, fetch(1), fetch(1), ctx.memo("mock", unittest.mock.Mock(return_value=3))]
 
     run = module.run_local(it)
     module.PIPELINES.pop()
-    assert run["result"] == ["a 0", "a 0", 1, 1]
+    assert run["result"] == ["a 0", "a 0", 1, 1, 1, 1, 3]
 
 
 def test_memos_keep_what_was_returned_or_say_that_they_cannot() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import pickle
 import signal
 import socket
 import threading
@@ -306,6 +307,13 @@ def test_a_client_that_was_interrupted_works_on(tau: Tau) -> None:
             assert client.call("cancel", {"run_id": "it"})["status"] == "cancelled"
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+def test_a_client_can_be_given_to_a_process(tau: Tau) -> None:
+    with module.Client(home=str(tau.home)) as client:
+        client.call("version", {})
+        with pickle.loads(pickle.dumps(client)) as other:
+            assert other.call("version", {}) == client.call("version", {})
 
 
 def test_threads_take_turns_with_a_client(tau: Tau) -> None:

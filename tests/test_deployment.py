@@ -342,9 +342,7 @@ def test_hints_about_imports_lead_on(tau: Tau, tmp_path: Path) -> None:
     path = tmp_path / "pipes" / "a.py"
     path.write_text(source.format("from lib.h import H"))
     said = tau("deploy", tmp_path, "--entry", "pipes/a.py", exit=2)
-    assert (
-        said["hint"] == "lib was deployed: an __init__.py beside the file makes its imports begin in the folder above"
-    )
+    assert said["hint"] == "lib was deployed: with pipes/__init__.py imports begin in the folder above"
     (tmp_path / "pipes" / "__init__.py").touch()
     tau("deploy", tmp_path, "--entry", "pipes/a.py")
     path.write_text(source.format("import h"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import sqlite3
 import textwrap
 import threading
@@ -394,6 +395,30 @@ def test_other_rows_are_not_given_to_what_acts(failing: tuple[Tau, str]) -> None
     failing[0].call("run", name="row_sent", timeout=PATIENCE_S)
     sent = (failing[0].home / "data" / "row_sent" / "sent").read_text()
     assert sent == "0 1 2 3 4 5 " * (len(sent) // 12)  # the table of kinds runs it too
+
+
+class Odd:
+    """Is neither equal to anything nor unequal, as an array."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError
+
+
+ODD = Odd()
+
+
+def test_what_reaches_further_is_told_from_what_reckons() -> None:
+    def again(row: Any) -> Any:
+        return again(row) if row else float(json.loads("1"))
+
+    def sends(row: Any, send: Any = socket.create_connection) -> Any:
+        return send(row)
+
+    assert [module.is_inner(it) for it in (again, sends, print, lambda row: ODD)] == [True, False, False, False]
+    assert not module.is_inner(lambda row: eval(row))
+    assert not module.is_inner(lambda row: print(open, row))
 
 
 def test_the_other_rows_are_tried_only_if_the_error_ends_the_run(failing: tuple[Tau, str]) -> None:

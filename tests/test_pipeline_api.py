@@ -705,6 +705,24 @@ def test_an_alarm_of_the_authors_comes_when_it_is_due(registry: list[module.Pipe
     assert came == ["mine", "mine"]
 
 
+def test_an_alarm_that_is_set_within_a_step_comes_too(registry: list[module.Pipeline]) -> None:
+    came: list[str] = []
+
+    @module.pipeline
+    def it(ctx: module.PipelineContext) -> None:
+        with ctx.step("within", timeout=60):
+            before = signal.signal(signal.SIGALRM, lambda *_: came.append("mine"))
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            module.safe_repr(object())
+            until = time.monotonic() + 30
+            while not came and time.monotonic() < until:
+                time.sleep(0.01)
+            signal.signal(signal.SIGALRM, before)
+
+    module.run_local(it)
+    assert came == ["mine"]
+
+
 def test_steps_of_a_process_that_is_given_the_context_have_numbers_of_their_own(tau: Tau) -> None:
     tau.write("def work(ctx, n):\n    with ctx.step(f'part {n}') as step:\n        step.rows_out = n\n", "parts.py")
     tau.deploy(
@@ -755,10 +773,10 @@ def test_an_async_step_cannot_see_a_stream(registry: list[module.Pipeline], tmp_
 
 def test_a_decimal_is_compared_as_a_number(ctx: Context) -> None:
     rows = [{"name": name, "amount": amount} for name, amount in (("a", 2), ("b", 500), ("b", 7.5))]
-    ctx.load("sqlite:///s.db", rows, "t")
-    least = {"least": Decimal("7.25")}
-    having = "SELECT name FROM t GROUP BY name HAVING sum(amount) >= :least"
-    assert ctx.sql(having, least, connection="sqlite:///s.db") == [{"name": "b"}]
+    ctx.params.update(least=Decimal("7.25"), whole=Decimal(500), huge=Decimal("NaN"))
+    for condition, names in (("amount >= :least", ["b", "b"]), ("amount = :whole", ["b"]), ("amount = :huge", [])):
+        made = ctx.transform(rows, [f"SELECT name FROM data WHERE {condition}"])
+        assert [row["name"] for row in made] == names, condition
     ctx.sql("CREATE TABLE texts (it TEXT)", connection="sqlite:///s.db")
     ctx.sql("INSERT INTO texts VALUES (:it)", {"it": Decimal("1.50")}, connection="sqlite:///s.db")
     assert ctx.sql("SELECT it FROM texts", connection="sqlite:///s.db") == [{"it": "1.50"}]
