@@ -19268,8 +19268,9 @@ class per_row:  # noqa: N801
         numbered = enumerate(others, before + position + 1)
         row = before + position, rows[position - 1]
         # The others are tried only if this ends the run, and never by what acts.
-        tried = lambda: numbered if is_inner(self.function) else ()  # noqa: E731
-        vars(problem)["tau_facts"] = lambda: row_facts(*row, tried(), self.function, problem)
+        vars(problem)["tau_facts"] = lambda: row_facts(
+            *row, numbered if is_inner(self.function) else (), self.function, problem
+        )
 
 
 def is_inner(function: Any) -> bool:
