@@ -18403,8 +18403,9 @@ def run_process(job: Json, born: str | None) -> int:
         attempt.on_stop = None
         while isinstance(problem, BaseExceptionGroup) and len(problem.exceptions) == 1:
             problem = problem.exceptions[0]
-        in_vain = isinstance(problem, (BadRequest, MissingExtra, MissingSecret))  # another attempt would raise it too
-        is_wanted = not in_vain and all(map(attempt.is_named, members_of_group(problem)))
+        in_vain = isinstance(problem, IN_VAIN)
+        members = members_of_group(problem)
+        is_wanted = all(attempt.is_named(it) and not isinstance(it, IN_VAIN) for it in members)
         again = is_wanted or isinstance(problem, attempt.retry_on) or (False if in_vain else None)
         code = problem.code if isinstance(problem, SystemExit) else 1
         record = {"t": "raised", "error": error_document(problem, attempt), "retry": again}
@@ -19108,6 +19109,10 @@ class PipelineContext:
         name and the same arguments.  It is kept as JSON (a tuple comes back as a list), unless *pickle* is true.
         Async code must await it.
         """
+        known = self._attempt.memos.setdefault(name, seen := closure_of(function))
+        if not arguments and known != seen:
+            wrong = f"memo '{name}' would return what another call of this attempt has made"
+            raise BadRequest(wrong, f"give what differs as an argument: ctx.memo('{name}', function, page)")
         work = remembered(self._attempt, self.step(name), name, function, arguments, pickle)
         return eager(work) if asyncio._get_running_loop() is None else Unfinished(work, contextvars.copy_context())
 
@@ -19277,7 +19282,7 @@ def is_inner(function: Any) -> bool:
     """Whether a function reaches nothing outside itself, as far as its names tell: to call it again does no harm."""
     functions = [function]
     for it in functions:
-        if not hasattr(it, "__code__"):
+        if type(it) is not type(is_inner):  # a method, say, of an object that may act
             return False
         codes, scope = [it.__code__], {**vars(sys.modules["builtins"]), **it.__globals__}
         for code in codes:
@@ -19287,7 +19292,9 @@ def is_inner(function: Any) -> bool:
             module = used.__name__ if isinstance(used, type(sys)) else getattr(used, "__module__", None)
             module = module or type(used).__module__
             is_error = isinstance(used, type) and issubclass(used, BaseException)
-            if any(used is acting for acting in (exec, eval, input, __import__)):
+            owner = getattr(used, "__self__", None) if isinstance(used, type(print)) else None
+            is_method = owner is not None and not isinstance(owner, (type(sys), type, dict, list, set, str, bytes))
+            if is_method or any(used is it for it in (exec, eval, input, __import__)):
                 return False
             if str(module) in HARMLESS_MODULES or is_error or any(used is other for other in functions):
                 continue
@@ -19295,7 +19302,7 @@ def is_inner(function: Any) -> bool:
     return True
 
 
-HARMLESS_MODULES = INNER_MODULES - {"tau", "asyncio"} | {"builtins", "_operator"}
+HARMLESS_MODULES = INNER_MODULES - {"tau", "asyncio", "functools"} | {"builtins", "_operator"}
 
 
 def flat(made: list[Any]) -> list[Json]:
@@ -19401,6 +19408,7 @@ def run_local(
 
 def aware_text(value: Any) -> str:
     """Returns a time as ISO text; one without a zone is in UTC."""
+    parse_time(str(value), Zone("UTC"))  # raises BadRequest
     at = datetime.datetime.fromisoformat(str(value))
     return (at if at.tzinfo else at.replace(tzinfo=datetime.UTC)).isoformat()
 
@@ -19962,35 +19970,15 @@ async def is_true(condition: Any) -> bool:
 
 
 def closure_of(function: Any) -> list[Any]:
-    """Returns what tells a function from another: its code, and of all that it holds a short text."""
-    held = [*captured_by(function), getattr(function, "__self__", None)]
-    if isinstance(function, functools.partial):
-        held = [function.func, function.args, function.keywords]
-    return [getattr(function, "__code__", None), *map(held_value, held)]
-
-
-def held_value(value: Any) -> Any:
-    """Returns a function's code, an object that says nothing of itself with its content, the text of another value."""
-    if hasattr(value, "__code__"):
-        return value.__code__
-    is_mute = getattr(type(value), "__repr__", None) is object.__repr__
-    about = (type(value).__qualname__, getattr(value, "__dict__", None)) if is_mute else value
-    return (value if is_mute else None, re.sub(" at 0x[0-9a-f]+", "", safe_repr(about, REPR_KEPT)))
+    """Returns what tells a function without arguments from another: its code, and plain values that it holds."""
+    plain = (int, float, str, bytes, decimal.Decimal, datetime.date, datetime.time)
+    return [getattr(function, "__code__", None), *(it for it in captured_by(function) if isinstance(it, plain))]
 
 
 def captured_by(function: Any) -> list[Any]:
     cells = [cell for cell in getattr(function, "__closure__", None) or () if cell != type(cell)()]
     defaults = getattr(function, "__defaults__", None) or (), (getattr(function, "__kwdefaults__", None) or {}).values()
     return [*itertools.chain(*defaults), *(cell.cell_contents for cell in cells)]
-
-
-def is_same(before: list[Any], now: list[Any]) -> bool:
-    def alike(old: Any, new: Any) -> bool:
-        if not isinstance(old, tuple) or not isinstance(new, tuple):
-            return bool(old == new)
-        return old[1] == new[1] or (old[0] is not None and old[0] is new[0])
-
-    return len(before) == len(now) and all(map(alike, before, now))
 
 
 async def remembered(
@@ -20008,9 +19996,6 @@ async def remembered(
         with contextlib.suppress(Exception):  # a repr may leave out rows of a data frame
             text = str(pickle.dumps(arguments))
     key = fingerprint(name, text, str(use_pickle))
-    if not is_same(attempt.memos.setdefault(key, seen := closure_of(function)), seen):
-        other = f"memo '{name}' would return what another call of this attempt has made"
-        raise BadRequest(other, f"give what differs as an argument: ctx.memo('{name}', function, page)")
     with step:
         for folder in filter(None, (job["memos"], job["old_memos"])):  # the old ones are of the run that it resumes
             data = read_bytes(os.path.join(folder, key), job["limits"]["memo_bytes"])
@@ -20021,7 +20006,7 @@ async def remembered(
             try:
                 value = await settle(function(*arguments))
             except BaseException:
-                attempt.memos.pop(key, None)  # nothing was made
+                attempt.memos.pop(name, None)  # nothing was made
                 raise
             # With escapes, because UTF-8 has no half characters.
             data = pickle.dumps(value) if use_pickle else json.dumps(to_json(value, f"memo {name}")).encode()
@@ -24287,7 +24272,7 @@ class Alarm:
     @staticmethod
     def ring(number: int, frame: FrameType | None) -> None:
         first = min(Alarm.pending, key=lambda it: min(it.at, it.due), default=None)
-        if first is None:
+        if first is None or min(first.at, first.due) == INFINITE:
             return  # it was closed meanwhile
         if first.due <= first.at:
             first.due = INFINITE
@@ -24295,7 +24280,7 @@ class Alarm:
             if callable(first.before):
                 first.before(number, frame)
         else:
-            Alarm.pending.remove(first)
+            first.at = INFINITE
             Alarm.wind()
             raise first.make_error()
 
@@ -24306,8 +24291,9 @@ class Alarm:
         Alarm.wind()
         if self.before is None:
             return
-        if later := next((it for it in Alarm.pending if it.began > self.began and it.before is None), None):
-            later.before, later.due = self.before, self.due
+        if later := next((it for it in Alarm.pending if it.began > self.began), None):
+            if later.before is None:
+                later.before, later.due = self.before, self.due
             Alarm.wind()
         else:
             signal.signal(signal.SIGALRM, self.before)
@@ -24696,6 +24682,10 @@ def causes_of(problem: BaseException) -> list[BaseException]:
     return [*chain[1:8], *chain[8:][-1:]]
 
 
+#: Another attempt would raise these too.
+IN_VAIN = (BadRequest, MissingExtra, MissingSecret)
+
+
 def members_of_group(problem: BaseException) -> list[BaseException]:
     if not isinstance(problem, BaseExceptionGroup):
         return [problem]
@@ -24756,11 +24746,11 @@ def hint_for(problem: BaseException, attempt: Attempt) -> str | None:
         if own := IN_PYTHON.get(name):
             return f"Python has {own} in its place: import that"
         folder, above = attempt.job["folder"], os.path.dirname(attempt.job.get("entry") or "")
-        places = (glob.glob(f"{glob.escape(folder)}/**/{name}{end}", recursive=True) for end in (".py", "/*.py"))
-        found = (
-            re.sub(rf"(\b{name})(/[^/]+)?\.py$", r"\1", os.path.relpath(it, folder)) for it in itertools.chain(*places)
-        )
-        if problem.name == name and (place := next((it for it in found if not above.startswith(it)), None)):
+        begin = f"{glob.escape(folder)}/**/{glob.escape(name)}"
+        found = [os.path.relpath(it, folder).removesuffix(".py") for it in glob.glob(f"{begin}.py", recursive=True)]
+        found += [os.path.relpath(os.path.dirname(it), folder) for it in glob.glob(f"{begin}/*.py", recursive=True)]
+        place = next((it for it in found if not f"{above}/".startswith(f"{it}/")), None)
+        if problem.name == name and place:
             if os.sep in place:
                 return f"it was deployed as {place}: import {place.replace(os.sep, '.')}"
             if above and not os.path.exists(os.path.join(folder, above, "__init__.py")):
