@@ -2746,7 +2746,7 @@ def open_standard_descriptors() -> None:
 def write_out(text: str, end: str = "\n") -> bool:
     """Prints on stdout; returns whether there is a reader.  If it is gone, the exit code stays the same."""
     try:
-        print(text + end, end="", flush=True)  # in one write, though there be no buffer
+        print(text + end, end="", flush=True)  # one write, even without a buffer
         return True
     except OSError as problem:
         # A closed terminal gives EIO; EIO of a disk is a real failure.
@@ -3233,11 +3233,9 @@ PACKAGES |= {"psycopg2": "psycopg2-binary", "bigquery": "sqlalchemy-bigquery"}
 def install_hint(package: str) -> str:
     package = PACKAGES.get(package, package)
     declare = f"name {package} in the file's `# /// script` dependencies"
-    return (
-        f"{shell_line(sys.executable, '-m', 'pip', 'install', package)}, or {declare}"
-        if find_module("pip")
-        else declare
-    )
+    if not find_module("pip"):
+        return declare
+    return f"{shell_line(sys.executable, '-m', 'pip', 'install', package)}, or {declare}"
 
 
 PARSING = _thread.allocate_lock()
@@ -19288,18 +19286,27 @@ def is_inner(function: Any) -> bool:
         for code in codes:
             codes += (part for part in code.co_consts if isinstance(part, type(code)))
         names = {name for code in codes for name in code.co_names}
-        for used in (*(scope.get(name, sys.modules.get(name)) for name in names), *captured_by(it)):
-            module = used.__name__ if isinstance(used, type(sys)) else getattr(used, "__module__", None)
-            module = module or type(used).__module__
-            is_error = isinstance(used, type) and issubclass(used, BaseException)
-            owner = getattr(used, "__self__", None) if isinstance(used, type(print)) else None
-            is_method = owner is not None and not isinstance(owner, (type(sys), type, dict, list, set, str, bytes))
-            if is_method or any(used is it for it in (exec, eval, input, __import__)):
-                return False
-            if str(module) in HARMLESS_MODULES or is_error or any(used is other for other in functions):
-                continue
-            functions.append(used)
+        used = [*(scope.get(name, sys.modules.get(name)) for name in names), *captured_by(it)]
+        if any(map(is_acting, used)):
+            return False
+        functions += [
+            value for value in used if not is_harmless(value) and all(value is not known for known in functions)
+        ]
     return True
+
+
+def is_acting(value: Any) -> bool:
+    """Whether it is a built-in that runs code or reads, or a method in C of what may be a connection or a file."""
+    owner = getattr(value, "__self__", None) if isinstance(value, type(print)) else None
+    is_method = owner is not None and not isinstance(owner, (type(sys), type, dict, list, set, str, bytes))
+    return is_method or any(value is acting for acting in (exec, eval, input, __import__))
+
+
+def is_harmless(value: Any) -> bool:
+    """Whether it is an exception, or comes from a module that only reckons."""
+    module = value.__name__ if isinstance(value, type(sys)) else getattr(value, "__module__", None)
+    is_error = isinstance(value, type) and issubclass(value, BaseException)
+    return is_error or str(module or type(value).__module__) in HARMLESS_MODULES
 
 
 HARMLESS_MODULES = INNER_MODULES - {"tau", "asyncio", "functools"} | {"builtins", "_operator"}
@@ -20200,9 +20207,8 @@ class Rehearsal:
 
     def overlaid(self, paths: list[str], pattern: str) -> list[str]:
         """Returns the files that match a pattern, with their copies instead of those that have one."""
-        copies = (
-            [] if pattern.startswith(self.copies) else glob.glob(self.copies + os.path.abspath(pattern), recursive=True)
-        )
+        place = self.copies + os.path.abspath(pattern)
+        copies = [] if pattern.startswith(self.copies) else glob.glob(place, recursive=True)
         ours = {path.removeprefix(self.copies): path for path in copies}
         return [*({os.path.abspath(path): path for path in paths} | ours).values()]
 
@@ -24742,26 +24748,7 @@ def hint_for(problem: BaseException, attempt: Attempt) -> str | None:
     if isinstance(problem, KeyError) and innermost:
         return missing_key_hint(problem, attempt.job["folder"])
     if isinstance(problem, ModuleNotFoundError):
-        name = str(problem.name).partition(".")[0]
-        if own := IN_PYTHON.get(name):
-            return f"Python has {own} in its place: import that"
-        folder, above = attempt.job["folder"], os.path.dirname(attempt.job.get("entry") or "")
-        begin = f"{glob.escape(folder)}/**/{glob.escape(name)}"
-        found = [os.path.relpath(it, folder).removesuffix(".py") for it in glob.glob(f"{begin}.py", recursive=True)]
-        found += [os.path.relpath(os.path.dirname(it), folder) for it in glob.glob(f"{begin}/*.py", recursive=True)]
-        place = next((it for it in found if not f"{above}/".startswith(f"{it}/")), None)
-        if problem.name == name and place:
-            if os.sep in place:
-                return f"it was deployed as {place}: import {place.replace(os.sep, '.')}"
-            if above and not os.path.exists(os.path.join(folder, above, "__init__.py")):
-                return f"{name} was deployed: with {above}/__init__.py imports begin in the folder above"
-        beside = f"{shell_line('--include', name + '.py')} if that lies beside the file; else"
-        if is_far:
-            return f"{beside} install it for {sys.executable} on the executor"
-        if attempt.job.get("python"):
-            return f'{beside} add it to the header of the file: # dependencies = ["{name}"]'
-        again = f"install it for {sys.executable} and restart taud if it still is not found"
-        return f"{beside} name it in the header's dependencies (# /// script), or {again}"
+        return missing_module_hint(str(problem.name), attempt.job)
     if isinstance(problem, TypeError) and message.startswith("pipeline() got an unexpected keyword argument"):
         known = {name for name, _ in read_fields(str(VALUES["pipeline"]))} - {"function", "params", "imports", "line"}
         return did_you_mean(message.split("'")[1], known, f"@pipeline knows {', '.join(sorted(known))}")
@@ -24774,6 +24761,34 @@ def hint_for(problem: BaseException, attempt: Attempt) -> str | None:
     if isinstance(problem, MemoryError):
         less = "`for batch in ctx.extract(…, stream=True): for row in batch:` holds one batch in memory"
         return f"{less}; or raise @pipeline(memory=…) or [limits] memory_bytes"
+    return None
+
+
+def missing_module_hint(name: str, job: Json) -> str:
+    top = name.partition(".")[0]
+    if own := IN_PYTHON.get(top):
+        return f"Python has {own} in its place: import that"
+    if name == top and (hint := deployed_module_hint(name, job["folder"], os.path.dirname(job.get("entry") or ""))):
+        return hint
+    beside = f"{shell_line('--include', top + '.py')} if that lies beside the file; else"
+    if "host" in job:
+        return f"{beside} install it for {sys.executable} on the executor"
+    if job.get("python"):
+        return f'{beside} add it to the header of the file: # dependencies = ["{top}"]'
+    again = f"install it for {sys.executable} and restart taud if it still is not found"
+    return f"{beside} name it in the header's dependencies (# /// script), or {again}"
+
+
+def deployed_module_hint(name: str, folder: str, above: str) -> str | None:
+    """Says how to import a module that was deployed in *folder*, where the pipeline's file lies in *above*."""
+    begin = f"{glob.escape(folder)}/**/{glob.escape(name)}"
+    found = [os.path.relpath(it, folder).removesuffix(".py") for it in glob.glob(f"{begin}.py", recursive=True)]
+    found += [os.path.relpath(os.path.dirname(it), folder) for it in glob.glob(f"{begin}/*.py", recursive=True)]
+    place = next((it for it in found if not f"{above}/".startswith(f"{it}/")), "")
+    if os.sep in place:
+        return f"it was deployed as {place}: import {place.replace(os.sep, '.')}"
+    if place and above and not os.path.exists(os.path.join(folder, above, "__init__.py")):
+        return f"{name} was deployed: with {above}/__init__.py imports begin in the folder above"
     return None
 
 

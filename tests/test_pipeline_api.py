@@ -655,26 +655,22 @@ def test_run_local_works_in_a_loop_and_forgets_secrets(tmp_path: Path) -> None:
     assert module.run_local(local_log)["logs"] == ["testing the shop"]
 
 
+async def limited(ctx: module.PipelineContext, name: str, begin: float, limit: float, end: float) -> None:
+    await asyncio.sleep(begin)
+    with ctx.step(name, timeout=limit):
+        await asyncio.sleep(end)
+
+
 def test_steps_that_overlap_have_limits_of_their_own(registry: list[module.Pipeline]) -> None:
     @module.pipeline
     async def done(ctx: module.PipelineContext) -> str:
-        async def step(name: str, begin: float, limit: float, end: float) -> None:
-            await asyncio.sleep(begin)
-            with ctx.step(name, timeout=limit):
-                await asyncio.sleep(end)
-
-        await asyncio.gather(step("a", 0, 0.6, 0.1), step("b", 0.05, 0.3, 0.1))
+        await asyncio.gather(limited(ctx, "a", 0, 0.6, 0.1), limited(ctx, "b", 0.05, 0.3, 0.1))
         await asyncio.sleep(0.6)
         return "done"
 
     @module.pipeline
     async def late(ctx: module.PipelineContext) -> None:
-        async def step(name: str, begin: float, limit: float, end: float) -> None:
-            await asyncio.sleep(begin)
-            with ctx.step(name, timeout=limit):
-                await asyncio.sleep(end)
-
-        await asyncio.gather(step("a", 0, 0.2, 0.1), step("b", 0.05, 0.3, 60))
+        await asyncio.gather(limited(ctx, "a", 0, 0.2, 0.1), limited(ctx, "b", 0.05, 0.3, 60))
 
     assert module.run_local(done)["result"] == "done"
     with pytest.raises(module.StepTimeout, match="step 'b' took longer"):
